@@ -1,0 +1,64 @@
+# Every target sets up .venv by itself; a stamp says which versions of the two files it was made from.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STALE_IF := pyproject.toml constraints.txt
+
+# The first of these that runs and is new enough: a name on the path may be a shim without a Python.
+PYTHON ?= $(shell for python in python3.11 python3 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& command -v $$python && break; done)
+
+UV := $(shell command -v uv 2>/dev/null)
+# uv does not read pip's variables; a folder of wheels named there (CPU builds of torch, say) counts.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+ifdef UV
+CREATE = uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV)
+INSTALL = uv pip install --quiet --python $(BIN)/python
+else
+CREATE = "$(PYTHON)" -m venv $(VENV)
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile
+endif
+
+.PHONY: demo test check check-deep format docs clean
+
+demo: $(VENV)/run.stamp
+	$(BIN)/peerformer demo
+
+test: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+check: $(VENV)/dev.stamp
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+
+check-deep: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deep
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+# The commands and paths named in README.md and docs/ are real.
+docs: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_docs.py tests/test_tidy.py
+
+clean:
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	find peerformer tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed." >&2; \
+	echo "  try: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(CREATE)
+
+$(VENV)/run.stamp: $(STALE_IF) | $(BIN)/python
+	$(INSTALL) --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/dev.stamp: $(STALE_IF) | $(BIN)/python
+	$(INSTALL) --constraint constraints.txt --editable '.[dev]'
+	touch $(VENV)/run.stamp $@

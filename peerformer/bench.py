@@ -1,0 +1,117 @@
+"""The real bench: an agreed replica behind the interface that `Peer` works with.
+
+It turns states into roots and proofs and keeps the last few, so that others can fetch their
+chunks. Where a state is saved, and how chunks reach others, is the caller's: it is told by
+`on_state`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from peerformer.gradients.fixed_point import AgreedState
+from peerformer.peer import Made
+from peerformer.protocol.effects import Applied, Apply, Checked
+from peerformer.protocol.merkle import MerkleTree, leaf_count, leaf_span
+from peerformer.train.agreed import AgreedReplica
+
+STATES_KEPT = 3  # rounds whose state is served; a newcomer fetches while rounds go on
+COMPUTED_KEPT_MAX = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ServedState:
+    """The bytes of one agreed state, with the tree that proves its chunks."""
+
+    round: int
+    data: bytes
+    tree: MerkleTree
+
+    @classmethod
+    def of(cls, round_number: int, state: AgreedState) -> "ServedState":
+        """Serialise and hash a state."""
+        data = state.to_bytes()
+        view = memoryview(data)
+        tree = MerkleTree(len(data), lambda start, end: bytes(view[start:end]))
+        return cls(round_number, data, tree)
+
+    def chunk(self, index: int) -> bytes:
+        """Return a leaf behind its proof: what is fetched under the chunk's key."""
+        start, end = leaf_span(len(self.data), index)
+        return self.tree.proof(index) + self.data[start:end]
+
+    @property
+    def chunk_count(self) -> int:
+        """The number of leaves."""
+        return leaf_count(len(self.data))
+
+
+@dataclass(slots=True)
+class TensorBench:
+    """An `AgreedReplica` as a bench. `on_state` is called with each state that became agreed."""
+
+    replica: AgreedReplica
+    on_state: Callable[[ServedState], None] = lambda _: None
+    on_trained: Callable[[int, float, int], None] = lambda *_: None
+    computed: dict[bytes, tuple[AgreedState, ServedState]] = field(default_factory=dict)
+
+    def train(self, round_number: int, seed: bytes, should_stop: Callable[[], bool]) -> Made | None:
+        """Train locally; see AgreedReplica.train."""
+        made = self.replica.train(round_number, seed, should_stop)
+        if made is None:
+            return None
+        self.on_trained(round_number, made.loss, made.tokens)
+        return Made(made.blob, made.optimizer_root, made.tokens)
+
+    def check(self, blob: bytes, score_seed: bytes | None) -> Checked:
+        """Decode and score a contribution."""
+        return Checked(*self.replica.check(blob, score_seed))
+
+    def apply(
+        self, round_number: int, blobs: list[tuple[bytes, bytes]], seed: bytes
+    ) -> Applied | None:
+        """Aggregate, and remember the outcome until something is adopted."""
+        outcome = self.replica.apply(round_number, blobs, seed)
+        if outcome is None:
+            return None
+        state, refused = outcome
+        served = ServedState.of(round_number, state)
+        while len(self.computed) >= COMPUTED_KEPT_MAX:
+            del self.computed[next(iter(self.computed))]
+        self.computed[served.tree.root] = (state, served)
+        return Applied(served.tree.root, refused)
+
+    def adopt(self, round_number: int, apply: Apply | None, root: bytes, *, accepted: bool) -> bool:
+        """Move to a computed state, or stay for a null round."""
+        if apply is None:
+            state = self.replica.state
+            served = ServedState.of(round_number, state)
+        elif root in self.computed:
+            state, served = self.computed[root]
+        else:
+            return False
+        if served.tree.root != root:
+            return False
+        self.replica.move_to(round_number, state, accepted=accepted)
+        self._serve(served)
+        return True
+
+    def install(self, round_number: int, root: bytes, state: bytes) -> bool:
+        """Move to a fetched state."""
+        try:
+            fetched = AgreedState.from_bytes(state, self.replica.layout.size)
+        except ValueError:
+            return False
+        served = ServedState.of(round_number, fetched)
+        if served.tree.root != root:
+            return False
+        self.replica.move_to(round_number, fetched, accepted=None)
+        self._serve(served)
+        return True
+
+    def _serve(self, served: ServedState) -> None:
+        self.computed.clear()
+        self.on_state(served)
+
+    def flip_from(self, round_number: int) -> None:
+        """Send the opposite of what is trained, from a round on (an attack)."""
+        self.replica.flip_from(round_number)

@@ -1,0 +1,206 @@
+"""From wherever the text comes to a tokenizer and two shard sets, once; then only reopened.
+
+Documents are held out by the hash of their text, so the same document is on the same side
+wherever it is found. What was prepared is reopened as long as the settings and the files' names,
+sizes and times are the same.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+from peerformer.config import DataConfig
+from peerformer.data.documents import (
+    Document,
+    Skipped,
+    cut,
+    default_documents,
+    default_text_cache,
+    read_documents,
+)
+from peerformer.data.shards import ShardSet, open_shards, write_shards
+from peerformer.data.synthetic import synthetic_documents
+from peerformer.data.tokenizer import FILE_NAME, Tokenizer, load_tokenizer, train_tokenizer
+from peerformer.errors import DataError
+
+RECORD = "prepared.json"
+VERSION = 1
+SYNTHETIC = "synthetic"
+SYNTHETIC_DOCUMENTS = 2_000
+TOKENIZER_CHARACTERS_MAX = 20_000_000  # more text hardly changes a vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Text ready to be trained on, and a line that says which."""
+
+    tokenizer: Tokenizer
+    train: ShardSet
+    validation: ShardSet
+    description: str
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+def prepare(
+    config: DataConfig, directory: Path, *, report: Callable[[str], None] = lambda _: None
+) -> Prepared:
+    """Prepare the text of `config` under `directory`, or reopen what was prepared there.
+
+    Raises:
+        DataError: if there is nothing to learn from, or what was prepared is damaged.
+    """
+    fingerprint = _fingerprint(config)
+    known = _record(directory)
+    if known is not None and known["fingerprint"] == fingerprint:
+        return _reopen(directory, known)
+    skipped: Skipped = []
+    documents = list(_documents(config, skipped))
+    train, held_out = split(documents, config.validation_fraction)
+    size = sum(len(document.text.encode()) for document in documents)
+    description = f"{_named(config)}, {size / 1e6:.1f} MB in {len(documents)} documents"
+    report(f"data        {description}")
+    for name, reason in skipped[:5]:
+        report(f"skipped     {name}: {reason}")
+    if len(skipped) > 5:
+        report(f"skipped     {len(skipped) - 5} more files")
+    if config.tokenizer is not None:
+        tokenizer = load_tokenizer(config.tokenizer)
+    else:
+        tokenizer = train_tokenizer(_sample(train), config.vocab_size)
+    _write(directory, tokenizer, train, held_out)
+    record: dict[str, object] = {
+        "fingerprint": fingerprint,
+        "description": description,
+        "skipped": skipped,
+    }
+    temporary = directory / f".{RECORD}.{os.getpid()}"
+    temporary.write_text(json.dumps(record))
+    temporary.replace(directory / RECORD)
+    return _reopen(directory, record)
+
+
+def split(
+    documents: list[Document], validation_fraction: float
+) -> tuple[list[Document], list[Document]]:
+    """Split into training and held-out documents by the hash of their text.
+
+    Both sides hold something: a single document is cut in two, and if no hash falls on one side the
+    document nearest to the border changes sides.
+    """
+    if len(documents) == 1:
+        text, source = documents[0].text, documents[0].source
+        pieces = list(cut(text, max(64, len(text) // 10)))
+        if len(pieces) < 2:
+            pieces = [text[: len(text) // 2], text[len(text) // 2 :]]
+        documents = [Document(source, piece) for piece in pieces]
+    ranked = sorted(documents, key=_rank)
+    held_out = [d for d in ranked if _rank(d) < validation_fraction * 2**64]
+    if not held_out:
+        held_out = ranked[:1]
+    elif len(held_out) == len(ranked):
+        held_out = ranked[:-1]
+    chosen = {id(document) for document in held_out}
+    return [d for d in documents if id(d) not in chosen], held_out
+
+
+def _rank(document: Document) -> int:
+    return int.from_bytes(blake3(document.text.encode()).digest()[:8], "little")
+
+
+def _named(config: DataConfig) -> str:
+    if config.path is None:
+        return "the documentation of Python, NumPy and PyTorch found here"
+    if config.path.split(":")[0] == SYNTHETIC:
+        return "synthetic stories"
+    return config.path
+
+
+def _documents(config: DataConfig, skipped: Skipped) -> Iterator[Document]:
+    if config.path is None:
+        return default_documents(max_bytes=config.max_bytes)
+    kind, _, seed = config.path.partition(":")
+    if kind == SYNTHETIC:
+        if seed and not seed.isdigit():
+            raise DataError(f"{config.path} has no seed", hint=f"--data {SYNTHETIC}:1")
+        return synthetic_documents(int(seed or 0), SYNTHETIC_DOCUMENTS)
+    return read_documents(Path(config.path), max_bytes=config.max_bytes, skipped=skipped)
+
+
+def _fingerprint(config: DataConfig) -> str:
+    """Return what the prepared text depends on: settings, and the files as they are now."""
+    parts: list[object] = [
+        VERSION,
+        config.path,
+        config.vocab_size,
+        config.validation_fraction,
+        config.max_bytes,
+    ]
+    if config.tokenizer is not None:
+        parts.append(load_tokenizer(config.tokenizer).digest())
+    if config.path is None:
+        parts.append(default_text_cache().name)
+    elif config.path.split(":")[0] != SYNTHETIC:
+        root = Path(config.path)
+        files = sorted(root.rglob("*")) if root.is_dir() else [root]
+        for file in files:
+            if file.is_file():
+                status = file.stat()
+                parts.append((str(file), status.st_size, status.st_mtime_ns))
+    return blake3(json.dumps(parts).encode()).hexdigest()
+
+
+def _record(directory: Path) -> dict[str, object] | None:
+    try:
+        record = json.loads((directory / RECORD).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and "fingerprint" in record else None
+
+
+def _sample(documents: list[Document]) -> Iterator[str]:
+    taken = 0
+    for document in documents:
+        if taken > TOKENIZER_CHARACTERS_MAX:
+            return
+        taken += len(document.text)
+        yield document.text
+
+
+def _write(
+    directory: Path, tokenizer: Tokenizer, train: list[Document], held_out: list[Document]
+) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / RECORD).unlink(missing_ok=True)  # what stands there is about to change
+    for name, documents in (("train", train), ("validation", held_out)):
+        shutil.rmtree(directory / name, ignore_errors=True)
+        write_shards(
+            _encoded(tokenizer, documents),
+            directory / name,
+            vocab_size=tokenizer.vocab_size,
+            end_of_text_id=tokenizer.end_of_text_id,
+        )
+    tokenizer.save(directory / FILE_NAME)
+
+
+def _encoded(
+    tokenizer: Tokenizer, documents: Iterable[Document]
+) -> Iterator[tuple[list[int], int]]:
+    texts = [document.text for document in documents]
+    for text, tokens in zip(texts, tokenizer.encode_documents(texts), strict=True):
+        yield tokens.tolist(), len(text.encode())
+
+
+def _reopen(directory: Path, record: dict[str, object]) -> Prepared:
+    skipped = record.get("skipped") or []
+    return Prepared(
+        load_tokenizer(directory / FILE_NAME),
+        open_shards(directory / "train", verify=True),
+        open_shards(directory / "validation", verify=True),
+        str(record.get("description", "")),
+        tuple((str(name), str(reason)) for name, reason in skipped),  # type: ignore[attr-defined]
+    )

@@ -1,0 +1,396 @@
+"""Everything that can happen in a run, as typed records; one JSON line each (the journal).
+
+A record says what happened and to whom; it holds plain numbers and text, peers by their id and
+their readable name, digests in hexadecimal. The types read no clock: `Journal` stamps each record
+with the time of a clock that it was given, when it writes it. A journal is appended to line by
+line, so that a crash can tear at most its last line; opening it again mends that line, and
+reading skips it.
+
+This module knows nothing about who writes records or who shows them.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self, get_type_hints
+
+import msgspec
+
+from peerformer.errors import DataError
+
+# No record comes near this; a longer line is another file, and is not read into memory whole.
+LINE_BYTES_MAX = 1_048_576
+
+
+def _tag(class_name: str) -> str:
+    """`StepDone` -> `step_done`."""
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in class_name).lstrip("_")
+
+
+class _Record(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    tag_field="event",
+    tag=_tag,
+    forbid_unknown_fields=True,
+):
+    """What all records have: the time of writing, UTC ISO-8601, empty until then."""
+
+    time: str = ""
+
+
+# One replica -------------------------------------------------------------------------------------
+
+
+class RunStarted(_Record, frozen=True):
+    """A training run began, or went on at `step`."""
+
+    run: str
+    step: int = 0
+    size: str = ""
+    parameters: int = 0
+    device: str = ""
+    dtype: str = ""
+    seed: int = 0
+
+
+class StepDone(_Record, frozen=True):
+    """One optimizer step; loss in nats a token."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    tokens_per_second: float
+    gradient_norm: float
+
+
+class Validated(_Record, frozen=True):
+    """The held-out text was scored; loss in nats a token."""
+
+    step: int
+    loss: float
+    bits_per_byte: float
+
+
+class CheckpointSaved(_Record, frozen=True):
+    """A checkpoint is complete on disk."""
+
+    step: int
+    path: str
+    digest: str
+
+
+class RunStopped(_Record, frozen=True):
+    """The run ended after `step` steps: finished, interrupted, diverged."""
+
+    step: int
+    reason: str
+
+
+# A swarm -----------------------------------------------------------------------------------------
+
+
+class RoundCommitted(_Record, frozen=True):
+    """More than two thirds of the voters signed this round.
+
+    The last four say where this peer's time went: training, waiting for others' commitments,
+    fetching and checking contributions, voting. They are 0 for a round it took no part in.
+    """
+
+    round: int
+    view: int
+    digest: str
+    state_root: str
+    contributions: int
+    accepted: int
+    seconds: float
+    training_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    checking_seconds: float = 0.0
+    voting_seconds: float = 0.0
+    bits_per_byte: float | None = None
+
+
+class ContributionRefused(_Record, frozen=True):
+    """A contribution was left out of the update, and why."""
+
+    round: int
+    peer: str
+    name: str
+    reason: str
+    evidence: str = ""
+
+
+class ViewChanged(_Record, frozen=True):
+    """The proposer was given up for the next one."""
+
+    round: int
+    view: int
+    leader: str
+    reason: str
+
+
+class PeerQuarantined(_Record, frozen=True):
+    """A peer's contributions do not count until `until_round`."""
+
+    round: int
+    peer: str
+    name: str
+    until_round: int
+
+
+class PeerEvicted(_Record, frozen=True):
+    """The voters removed a peer on evidence."""
+
+    round: int
+    peer: str
+    name: str
+    evidence: str
+
+
+class PeerJoined(_Record, frozen=True):
+    """A peer became a member."""
+
+    round: int
+    peer: str
+    name: str
+
+
+class PeerLeft(_Record, frozen=True):
+    """A member left."""
+
+    round: int
+    peer: str
+    name: str
+
+
+class PeerConnected(_Record, frozen=True):
+    """An encrypted connection to a peer stands."""
+
+    peer: str
+    name: str
+    reason: str = ""
+
+
+class PeerDisconnected(_Record, frozen=True):
+    """The connection to a peer is gone."""
+
+    peer: str
+    name: str
+    reason: str = ""
+
+
+class SyncStarted(_Record, frozen=True):
+    """This peer is behind and fetches the agreed state."""
+
+    from_round: int
+    to_round: int
+
+
+class SyncFinished(_Record, frozen=True):
+    """The agreed state was fetched and verified."""
+
+    round: int
+    state_root: str
+    bytes: int
+    seconds: float
+
+
+class Misbehaved(_Record, frozen=True):
+    """A peer sent what an honest one does not; `count` such in all."""
+
+    peer: str
+    name: str
+    reason: str
+    count: int = 1
+
+
+class ForkSeen(_Record, frozen=True):
+    """Two valid certificates for one round: more than f voters lied, and this peer has stopped."""
+
+    round: int
+    digests: tuple[str, ...]
+
+
+class NodeStarted(_Record, frozen=True):
+    """A node listens and begins to look for its peers."""
+
+    peer: str
+    name: str
+    address: str = ""
+    version: str = ""
+
+
+class NodeStopped(_Record, frozen=True):
+    """A node stopped, and why."""
+
+    peer: str
+    name: str
+    reason: str
+
+
+class Trained(_Record, frozen=True):
+    """The local training of a round is done; loss in nats a token."""
+
+    round: int
+    loss: float
+    seconds: float
+    tokens: int
+
+
+class Waiting(_Record, frozen=True):
+    """A wait that a person may wonder about: what for, since when, until when (UTC ISO-8601)."""
+
+    what: str
+    since: str
+    until: str
+
+
+Event = (
+    RunStarted
+    | StepDone
+    | Validated
+    | CheckpointSaved
+    | RunStopped
+    | RoundCommitted
+    | ContributionRefused
+    | ViewChanged
+    | PeerQuarantined
+    | PeerEvicted
+    | PeerJoined
+    | PeerLeft
+    | PeerConnected
+    | PeerDisconnected
+    | SyncStarted
+    | SyncFinished
+    | Misbehaved
+    | ForkSeen
+    | NodeStarted
+    | NodeStopped
+    | Trained
+    | Waiting
+)
+
+# JSON has no NaN, and a diverged loss is written as null: these fields read null as NaN again.
+_NUMBERS: dict[str, frozenset[str]] = {
+    _tag(kind.__name__): frozenset(n for n, hint in get_type_hints(kind).items() if hint is float)
+    for kind in Event.__args__
+}
+
+
+def encode_event(event: Event) -> bytes:
+    """One event as one line of JSON, without the newline."""
+    return msgspec.json.encode(event)
+
+
+def decode_event(line: bytes) -> Event:
+    """The inverse of `encode_event`.
+
+    Raises:
+        msgspec.DecodeError: the line is not JSON, or (as `ValidationError`) no event known here.
+    """
+    fields = msgspec.json.decode(line)
+    if isinstance(fields, dict):
+        for name in _NUMBERS.get(str(fields.get("event")), ()):
+            if name in fields and fields[name] is None:
+                fields[name] = math.nan
+    return msgspec.convert(fields, Event)
+
+
+class Journal:
+    """An append-only file of events, stamped with `clock` and flushed line by line.
+
+    One process writes a journal. A line torn by an earlier crash is completed or cut off on
+    opening, so that the next event starts a line of its own.
+
+    Args:
+        path: the file; it and its folder are made if they do not exist.
+        clock: the time now, with its zone.
+
+    Raises:
+        DataError: the file cannot be opened for writing.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], datetime]) -> None:
+        self.path, self._clock = path, clock
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _mend(path)
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise DataError(
+                "the journal cannot be written", where=str(path), why=error.strerror
+            ) from error
+
+    def append(self, event: Event) -> Event:
+        """Write one event; returns it with its time."""
+        now = self._clock().astimezone(UTC)
+        stamped = msgspec.structs.replace(
+            event, time=now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        )
+        self._file.write(encode_event(stamped) + b"\n")  # unbuffered: one write, one line
+        return stamped
+
+    def close(self) -> None:
+        """Close the file; closing twice is harmless."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_journal(path: Path) -> Iterator[Event]:
+    """The events of a journal, oldest first; a torn last line is skipped.
+
+    Raises:
+        DataError: there is no such file, or a line before the last is no event.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DataError(
+            "the journal cannot be read", where=str(path), why=error.strerror
+        ) from error
+    with file:
+        number = 0
+        while line := file.readline(LINE_BYTES_MAX + 1):
+            number += 1
+            try:
+                event = decode_event(line)
+            except msgspec.DecodeError as error:
+                if not line.endswith(b"\n") and len(line) <= LINE_BYTES_MAX:
+                    return  # torn by a crash, or still being written
+                raise DataError(
+                    f"line {number} of the journal is no event known to this version",
+                    where=str(path),
+                    why=str(error),
+                ) from error
+            yield event
+
+
+def _mend(path: Path) -> None:
+    """Complete a whole last line that lacks its newline; cut off one that is torn."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        size = file.seek(0, 2)
+        start = file.seek(max(0, size - LINE_BYTES_MAX))
+        kept, newline, tail = file.read().rpartition(b"\n")
+        if not tail:
+            return
+        try:
+            decode_event(tail)
+            file.write(b"\n")
+        except msgspec.DecodeError:
+            file.truncate(start + len(kept) + len(newline))

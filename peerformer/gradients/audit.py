@@ -1,0 +1,48 @@
+"""Judge one contribution by itself: its bytes, its length, its likeness to another, its effect.
+
+Everything here returns an integer or a reason, so that a judgement can be signed, sent and counted.
+A similarity is a sign of copying, not proof; a score is one peer's opinion (the loss before minus
+the loss after a fraction of the step, as in the Gauntlet test, arXiv 2505.21684). This module does
+not know what follows from a judgement: majorities and evidence are the protocol's.
+
+Shape suffix: `P` parameters.
+"""
+
+from math import isfinite, isqrt
+
+from torch import Tensor
+
+from peerformer.gradients.compress import BlobError, read_blocks
+from peerformer.gradients.fixed_point import INT32_MAX, INT32_MIN, dot, norm
+
+__all__ = ["check_bounds", "norm", "score_micronats", "similarity_permille"]
+
+
+def check_bounds(blob: bytes | memoryview, P: int, codec: str) -> str | None:
+    """Return why a blob is not the encoding of P values, or None."""
+    try:
+        read_blocks(blob, P, codec)
+    except BlobError as error:
+        return error.reason
+    return None
+
+
+def similarity_permille(a_P: Tensor, b_P: Tensor) -> int:
+    """Return the cosine of two int32 vectors in thousandths, rounded down; 0 if one is zero."""
+    lengths = isqrt(dot(a_P, a_P) * dot(b_P, b_P))
+    return 1000 * dot(a_P, b_P) // lengths if lengths else 0
+
+
+def score_micronats(loss_before: float, loss_after: float) -> int:
+    """Return by how much a contribution lowers the loss, in micro-nats; negative is harm.
+
+    A loss after that is not finite is the greatest harm; if only the loss before is not finite, the
+    contribution is not to blame, and the score is 0.
+    """
+    if not isfinite(loss_after):
+        return INT32_MIN
+    if not isfinite(loss_before):
+        return 0
+    # Bounded first: a difference of two large losses may be infinite.
+    gain = max(-(2.0**31), min(2.0**31, (loss_before - loss_after) * 1e6))
+    return max(INT32_MIN, min(INT32_MAX, round(gain)))

@@ -1,0 +1,1 @@
+"""What a person meets: the commands, the console, the progress line."""

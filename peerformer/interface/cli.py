@@ -1,0 +1,153 @@
+"""The commands; a command's code is imported only when it runs.
+
+The table below knows each command's module, function and one line of help, so that
+`peerformer --help` imports neither torch nor any command. `main` turns every failure into a few
+plain lines on stderr and an exit code: 0 done, 1 failed, 2 wrong usage or configuration,
+3 diverged, 4 swarm unreachable or no quorum, 5 evicted, 130 interrupted.
+
+It knows nothing about what the commands do.
+"""
+
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, UnknownCommandError
+
+from peerformer import __version__
+from peerformer.errors import ConfigError, Interrupted, PeerformerError
+from peerformer.interface.options import expand_settings
+
+DEBUG_VARIABLE = "PEERFORMER_DEBUG"
+_PACKAGE = "peerformer.interface.commands"
+
+# Command -> module:function under commands/, and its line in `--help`.
+COMMANDS = {
+    "train": ("train:train", "Train a model on this machine; the same command resumes."),
+    "generate": ("generate:generate", "Continue a text with a trained model."),
+    "export": ("export:export", "Write a model in the field's formats, and check it."),
+    "evaluate": ("evaluate:evaluate", "Loss, perplexity and bits per byte on a text."),
+    "predict": ("predict:predict", "The most likely next tokens of a text."),
+    "up": ("up:up", "Start a whole swarm on this machine."),
+    "demo": ("demo:demo", "Watch a swarm train, lose a peer and resist an attacker."),
+    "node": ("node:node", "Run one peer, with an interactive console."),
+    "status": ("status:status", "How a run or a swarm is doing."),
+    "log": ("log:log", "What happened in a run or a swarm, from its journal."),
+}
+GROUPS = {
+    "config": (
+        "Show, check and describe settings.",
+        {
+            "show": ("config:show", "Every setting, its value and where it came from."),
+            "check": ("config:check", "Check configuration files."),
+            "schema": ("config:schema", "The JSON Schema of a configuration file."),
+        },
+    ),
+    "peer": (
+        "Add, kill and start peers of a swarm on this machine.",
+        {
+            "add": ("peer:add", "Add a peer, or an adversary."),
+            "kill": ("peer:kill", "Kill a peer without a goodbye."),
+            "start": ("peer:start", "Start a killed peer again."),
+        },
+    ),
+}
+
+
+def build_app() -> App:
+    """The command line, with every command registered by name only."""
+    app = App(
+        name="peerformer",
+        help="Train small transformers alone, or peer to peer among strangers.",
+        help_format="plaintext",
+        help_epilogue=f"--debug or {DEBUG_VARIABLE}=1 shows the traceback of a failure.",
+        version=__version__,
+        suppress_keyboard_interrupt=False,
+    )
+    for order, (name, (target, line)) in enumerate(COMMANDS.items()):
+        app.command(f"{_PACKAGE}.{target}", name=name, help=line, sort_key=order)
+    for order, (name, (group_line, commands)) in enumerate(GROUPS.items(), len(COMMANDS)):
+        group = App(name=name, help=group_line, help_format="plaintext", sort_key=order)
+        for suborder, (subname, (target, line)) in enumerate(commands.items()):
+            group.command(f"{_PACKAGE}.{target}", name=subname, help=line, sort_key=suborder)
+        app.command(group)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the command line without the program's name; None takes this process's.
+
+    Returns:
+        The exit code.
+    """
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    debug = os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
+    if "--debug" in tokens:  # for every command alike, so no command declares it
+        debug = True
+        tokens.remove("--debug")
+    try:
+        exit_code = _run(tokens)
+        sys.stdout.flush()  # here, where a closed pipe is expected, and not at exit
+        return exit_code
+    except Interrupted as stop:
+        # A normal way to stop: what was done is saved, so it is told without the word "error".
+        print(str(stop).removeprefix("error: "), file=sys.stderr)
+        return stop.exit_code
+    except PeerformerError as error:
+        if debug:
+            traceback.print_exc()
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe (`| head`) has seen enough; Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        failure = PeerformerError(
+            f"{type(error).__name__}: {error}",
+            hint=None if debug else "re-run with --debug for the traceback",
+        )
+        print(failure, file=sys.stderr)
+        return 1
+
+
+def _run(tokens: list[str]) -> int:
+    try:
+        result = build_app()(
+            expand_settings(tokens),
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+    except UnknownCommandError as error:
+        raise _unknown_command(tokens, error) from error
+    except CycloptsError as error:
+        chain = " ".join(("peerformer", *(error.command_chain or ())))
+        raise ConfigError(str(error), where="command line", hint=f"{chain} --help") from error
+    return result if isinstance(result, int) else 0
+
+
+def _unknown_command(tokens: Sequence[str], error: UnknownCommandError) -> ConfigError:
+    """Name the nearest command; cyclopts would import every command to find it."""
+    word = (error.unused_tokens or tokens)[0]
+    group = next((t for t in tokens if t in GROUPS), None)
+    known = list(GROUPS[group][1]) if group else [*COMMANDS, *GROUPS]
+    near = difflib.get_close_matches(word, known, n=1)
+    chain = " ".join(["peerformer", *([group] if group else [])])
+    return ConfigError(
+        f"there is no command {word!r}",
+        where="command line",
+        hint=f"{chain} {near[0]}" if near else f"{chain} --help",
+    )

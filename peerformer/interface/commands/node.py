@@ -1,0 +1,92 @@
+"""`peerformer node`: one peer, by hand, with an interactive console."""
+
+import asyncio
+import logging
+import signal
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from peerformer.config import DataConfig
+from peerformer.errors import ConfigError
+from peerformer.interface.console import Console
+from peerformer.interface.options import ConfigOptions, resolve_options
+from peerformer.node import founding
+from peerformer.node.assemble import PeerOptions
+from peerformer.node.directory import SwarmDirectory
+from peerformer.node.joining import fetch_swarm
+from peerformer.node.keyring import load_or_create_key
+from peerformer.node.process import Running, run_loop
+
+FIRST_PORT = 8_888
+
+
+def node(
+    *,
+    port: Annotated[int, Parameter(help="Port to listen on.")] = FIRST_PORT,
+    host: Annotated[
+        str, Parameter(help="Address to listen on; 0.0.0.0 opens it to others.")
+    ] = "127.0.0.1",
+    bootstrap: Annotated[
+        str | None, Parameter(help="host:port of any peer of a swarm to join.")
+    ] = None,
+    data: Annotated[
+        Path | None, Parameter(help="This peer's own text; it never leaves this machine.")
+    ] = None,
+    run: Annotated[str | None, Parameter(help="Where to keep the files, under runs/.")] = None,
+    seed: Annotated[int | None, Parameter(help="Seed of a new swarm's initial weights.")] = None,
+    console: Annotated[bool, Parameter(help="Read commands from the terminal.")] = True,
+    options: ConfigOptions = ConfigOptions(),
+) -> None:
+    """Run one peer: found a swarm, or join one with --bootstrap; the console says `help`."""
+    if not 0 <= port <= 65_535:
+        raise ConfigError("--port must be between 0 and 65535", why=f"given: {port}")
+    swarm = SwarmDirectory(Path("runs") / (run or f"node-{port}"))
+    own_data = DataConfig(path=str(data)) if data else None
+    overrides = {
+        "swarm.peers": 1,
+        "data.path": str(data) if data else None,
+        "training.seed": seed,
+    }
+    sized = ConfigOptions(options.size or "nano", options.files, options.settings)
+    directory = swarm.peer("me").make()
+    log = directory.log
+    logging.basicConfig(filename=log, level=logging.INFO, force=True)
+    key = load_or_create_key(directory.key)
+    note = _note
+    if not swarm.genesis_file.exists():
+        if bootstrap:
+            run_loop(fetch_swarm(swarm, key, bootstrap, note))
+        else:
+            founding.found(swarm, resolve_options(sized, overrides).config, [key], note)
+            note(f"founded     a new swarm in {swarm.path}")
+    elif bootstrap is None:
+        note(f"resumed     {swarm.path}, as of {datetime.now(UTC):%H:%M}")
+    peer_options = PeerOptions(host, port, data=own_data)
+    reason = run_loop(_run(swarm, peer_options, bootstrap, with_console=console))
+    note(f"stopped     {reason}; the same command goes on")
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+async def _run(
+    swarm: SwarmDirectory, options: PeerOptions, bootstrap: str | None, *, with_console: bool
+) -> str:
+    running = Running(swarm, swarm.peer("me"), options)
+    terminal = Console(running)
+    running.on_event = terminal.on_event
+    address = await running.start()
+    _note(f"listening   {address}   join with: peerformer node --port PORT --bootstrap {address}")
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, running.leave)
+    if bootstrap:
+        running.node.spawn(running.bootstrap(bootstrap, None))
+    if with_console:
+        running.node.spawn(terminal.run())
+    return await running.run_until_stopped()

@@ -1,0 +1,40 @@
+"""`peerformer peer add | kill | start`: orders to the swarm that `peerformer up` runs here."""
+
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from peerformer.node.directory import find_swarm
+from peerformer.node.supervisor import request
+
+Run = Annotated[
+    str | None, Parameter(name="--run", help="Which swarm; without it, the one used last.")
+]
+
+
+def _ask(run: str | None, message: dict[str, Any]) -> dict[str, Any]:
+    return request(find_swarm(run), message)
+
+
+def add(
+    *,
+    adversary: Annotated[
+        str | None, Parameter(help="Let it lie: sign-flip, garbage, equivocate or silent.")
+    ] = None,
+    run: Run = None,
+) -> None:
+    """Add a peer with a new key to the running swarm; it joins by itself."""
+    answer = _ask(run, {"do": "add", "adversary": adversary})
+    print(f"{answer['name']} is joining" + (f" as an adversary ({adversary})" if adversary else ""))
+
+
+def kill(name: str, *, run: Run = None) -> None:
+    """Kill a peer without a goodbye; the others go on."""
+    _ask(run, {"do": "kill", "name": name})
+    print(f"{name} is killed.  Bring it back:  peerformer peer start {name}")
+
+
+def start(name: str, *, run: Run = None) -> None:
+    """Start a killed peer again; it catches up and proves that it holds the same state."""
+    _ask(run, {"do": "start", "name": name})
+    print(f"{name} is back and catching up.  Watch:  peerformer status")

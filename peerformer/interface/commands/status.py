@@ -1,0 +1,33 @@
+"""`peerformer status`: how a swarm is doing, from the peers' status files."""
+
+import json
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from peerformer.interface.swarm_view import headline, table_of
+from peerformer.node.directory import find_swarm
+from peerformer.node.overview import overview
+
+
+def status(
+    run: Annotated[
+        str | None, Parameter(help="Name or path; without it, the swarm used last.")
+    ] = None,
+    *,
+    json_output: Annotated[
+        bool, Parameter(name="--json", negative=(), help="One JSON object.")
+    ] = False,
+) -> None:
+    """Show the peers of a swarm: round, contributions, standing, what each is doing."""
+    swarm = find_swarm(run)
+    now = overview(swarm)
+    if json_output:
+        print(json.dumps(now))
+        return
+    console = Console(highlight=False)
+    console.print(f"swarm {now['name']}   chain {now['chain_id'][:16]}")
+    console.print(table_of(now))
+    console.print(headline(now))
+    console.print(f"state root {now['state_root']}")

@@ -1,0 +1,80 @@
+"""What a person sees of a running swarm: a live table, or a line a round without a screen."""
+
+import sys
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+COLUMNS = ("peer", "role", "round", "contributed", "accepted", "reputation", "state")
+
+
+def table_of(overview: dict[str, Any]) -> Table:
+    """Return the table of a swarm's peers."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in COLUMNS:
+        numeric = column in ("round", "contributed", "accepted", "reputation")
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
+    for row in overview["peers"]:
+        share = f"{100 * row['accepted'] // row['contributed']} %" if row["contributed"] else "–"
+        state = row["state"] + (f"  ({row['adversary']})" if row["adversary"] else "")
+        reputation = "–" if row["reputation"] is None else str(row["reputation"])
+        cells = (row["name"], row["role"], str(row["round"]), str(row["contributed"]), share)
+        table.add_row(*cells, reputation, state, style=_style(row["state"]))
+    return table
+
+
+def _style(state: str) -> str:
+    if state.startswith(("evicted", "quarantined")):
+        return "red"
+    return "dim" if state in ("down", "elsewhere") or state.startswith("stopped") else ""
+
+
+def headline(overview: dict[str, Any]) -> str:
+    """Return one line on the swarm as a whole."""
+    bits = overview["bits_per_byte"]
+    learned = f"   {list(bits.values())[-1]:.3f} bits per byte" if bits else ""
+    losses = [row["loss"] for row in overview["peers"] if row["loss"]]
+    loss = f"   loss {sum(losses) / len(losses):.2f}" if losses else ""
+    sent = [row["bytes_sent"] for row in overview["peers"] if row["bytes_sent"]]
+    bytes_sent = f"   {sum(sent) / len(sent) / 1e6:.1f} MB sent per peer" if sent else ""
+    return (
+        f"round {overview['round']}   {overview['running']} running, quorum {overview['quorum']}, "
+        f"tolerates {overview['tolerates']}{loss}{learned}{bytes_sent}"
+    )
+
+
+class SwarmView:
+    """Shows overviews on stderr as they come, and notes above them."""
+
+    def __init__(self, *, live: bool | None = None) -> None:
+        """Use a live table on a terminal, plain lines elsewhere."""
+        self.console = Console(stderr=True, highlight=False)
+        self.is_live = sys.stderr.isatty() if live is None else live
+        self._live = Live(console=self.console, auto_refresh=False, transient=False)
+        self._round = -1
+
+    def __enter__(self) -> "SwarmView":
+        """Begin."""
+        if self.is_live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the last table standing."""
+        if self.is_live:
+            self._live.stop()
+
+    def note(self, text: str) -> None:
+        """Say something that stays."""
+        self.console.print(Text(text), soft_wrap=True)
+
+    def show(self, overview: dict[str, Any]) -> None:
+        """Show how the swarm is doing now."""
+        if self.is_live:
+            self._live.update(Group(table_of(overview), Text(headline(overview))), refresh=True)
+        elif overview["round"] != self._round:
+            self._round = overview["round"]
+            self.note(headline(overview))

@@ -1,0 +1,1 @@
+"""Tensor functions, each with a plain reference beside the fast implementation."""

@@ -1,0 +1,1 @@
+"""One running peer: the only place where it touches network, clock, disk and threads."""

@@ -1,0 +1,298 @@
+"""Building a running peer from its files: key, store, snapshot, replica, machine, node.
+
+What a restart finds on disk is verified before it is used: the store must belong to the key,
+every header to the chain, and a snapshot must have the state root that a certified header names.
+What does not fit is left aside and fetched from others.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from peerformer.adversary import corrupt
+from peerformer.bench import STATES_KEPT, ServedState, TensorBench
+from peerformer.config import DataConfig
+from peerformer.data.batches import Batches
+from peerformer.data.prepare import Prepared, prepare
+from peerformer.data.shards import ShardSet
+from peerformer.data.tokenizer import Tokenizer
+from peerformer.errors import IdentityError
+from peerformer.events import Journal
+from peerformer.gradients.fixed_point import AgreedState
+from peerformer.model.transformer import Transformer
+from peerformer.node.blobs import BlobStore
+from peerformer.node.directory import PeerDirectory, SwarmDirectory, write_durably
+from peerformer.node.journal import DurableStore
+from peerformer.node.keyring import load_or_create_key
+from peerformer.node.node import Node
+from peerformer.node.transport import Transport
+from peerformer.peer import Peer
+from peerformer.protocol.codec import MalformedError, decode
+from peerformer.protocol.effects import Report
+from peerformer.protocol.genesis import Genesis
+from peerformer.protocol.identity import KeyPair
+from peerformer.protocol.machine import HEADER_PREFIX, Machine
+from peerformer.protocol.merkle import state_root
+from peerformer.protocol.messages import Certified, chunk_key
+from peerformer.train.agreed import AgreedReplica, initial_state
+from peerformer.train.evaluate import evaluate
+from peerformer.train.recipe import recipe_config
+
+SNAPSHOTS_KEPT = 2
+STATES_SERVED_MAX = 8
+IN_USE_SECONDS = 20.0  # a state that somebody was fetching so lately is kept for it
+BLOB_BYTES_MAX = 1 << 30
+VALIDATION_SEQUENCES = 16  # after every round: a glance, not a verdict
+
+
+@dataclass(frozen=True, slots=True)
+class PeerOptions:
+    """What one peer of a swarm is told when it starts."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    threads: int = 0
+    data: DataConfig | None = None  # this peer's own text; none: the swarm directory's
+    attack: str | None = None
+    attack_from_round: int = 0
+    validates: bool = True  # measures bits per byte after each round
+    learn_from: tuple[bytes, ...] = ()  # peer records known beforehand
+
+
+def wall_clock() -> datetime:
+    """Return the time for journals."""
+    return datetime.now(UTC)
+
+
+@dataclass(slots=True)
+class Assembled:
+    """A node with the parts that others look at."""
+
+    node: Node
+    bench: TensorBench
+    tokenizer: Tokenizer
+    genesis: Genesis
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Keeper:
+    """What happens to each state that became agreed: saved, served, measured."""
+
+    directory: PeerDirectory
+    replica: AgreedReplica
+    tokenizer: Tokenizer
+    states: "StateServer"
+    loop: asyncio.AbstractEventLoop
+    on_validated: Callable[[int, float, float], None]
+    validates: bool
+
+    def measure(self) -> None:
+        """On the worker's thread: bits per byte of the agreed model on the held-out set."""
+        found = evaluate(
+            self.replica.agreed_model(),
+            self.replica.held_out,
+            sequences=VALIDATION_SEQUENCES,
+            byte_lengths_V=self.tokenizer.byte_lengths_V(),
+        )
+        self.on_validated(self.replica.round, found.loss_nats_per_token, found.bits_per_byte)
+
+    def on_state(self, served: ServedState) -> None:
+        """On the worker's thread: save a state that became agreed, then serve its chunks."""
+        write_durably(self.directory.states / f"{served.round:012d}.state", served.data)
+        _prune(self.directory.states)
+        self.replica.save_local(self.directory.local)
+        self.loop.call_soon_threadsafe(self.states.serve, served)
+        if self.validates:
+            self.measure()
+
+
+async def assemble(
+    swarm: SwarmDirectory,
+    directory: PeerDirectory,
+    options: PeerOptions,
+    *,
+    on_report: Callable[[Report], None] = lambda _: None,
+    on_trained: Callable[[int, float, int], None] = lambda *_: None,
+    on_validated: Callable[[int, float, float], None] = lambda *_: None,
+    give_way: Callable[[], None] = lambda: None,
+) -> Assembled:
+    """Build a peer and let it listen; it does nothing before its `start` command.
+
+    Raises:
+        SwarmError, IdentityError, DataError: if a file cannot be used or a port is taken.
+    """
+    directory.make()
+    seed = load_or_create_key(directory.key)
+    genesis = swarm.genesis()
+    chain_id, me = genesis.chain_id, KeyPair.from_seed(seed).peer_id
+    store = DurableStore.open(directory.path, peer_id=me, chain_id=chain_id)
+    records = store.load()
+    tokenizer = Tokenizer.from_bytes(swarm.tokenizer.read_bytes())
+    replica = _replica(swarm, genesis, tokenizer, options)
+    state_round = _load_snapshot(swarm, directory, genesis, records, replica)
+    replica.load_local(directory.local)
+    loop = asyncio.get_running_loop()
+    blobs = BlobStore(directory.blobs, bytes_max=BLOB_BYTES_MAX)
+    bench, states = TensorBench(replica, on_trained=on_trained), StateServer(blobs)
+    transport = Transport(seed)
+    nodes: list[Node] = []  # filled in below: connections cannot arrive before the loop turns
+    host, port = await transport.listen(
+        options.host, options.port, lambda connection: nodes[0].on_connection(connection)
+    )
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    machine = _machine(genesis, seed, address, records, state_round, directory)
+    honest = Peer(machine, bench, blobs)
+    attack = options.attack
+    peer = corrupt(honest, attack, from_round=options.attack_from_round) if attack else honest
+
+    keeper = Keeper(directory, replica, tokenizer, states, loop, on_validated, options.validates)
+    bench.on_state = keeper.on_state
+    if state_round >= 0:
+        first = ServedState.of(state_round, replica.state)
+        states.serve(first)
+    node = Node(
+        peer,
+        transport=transport,
+        store=store,
+        blobs=blobs,
+        journal=Journal(directory.journal, wall_clock),
+        on_report=on_report,
+        give_way=give_way,
+    )
+    transport.may_fetch = node.may_fetch
+    transport.store = blobs
+    serve_files(blobs, swarm, genesis)
+    nodes.append(node)
+    if options.validates and state_round == 0:
+        node.worker.submit(keeper.measure)
+    return Assembled(node, bench, tokenizer, genesis, address)
+
+
+def _machine(
+    genesis: Genesis,
+    seed: bytes,
+    address: str,
+    records: dict[str, bytes],
+    state_round: int,
+    directory: PeerDirectory,
+) -> Machine:
+    try:
+        return Machine(
+            genesis,
+            seed,
+            addresses=(address,),
+            records=records,
+            state_round=state_round,
+            now=wall_clock().timestamp(),
+        )
+    except MalformedError as error:
+        raise IdentityError(
+            "the protocol store of this peer is damaged",
+            where=str(directory.path),
+            why=str(error),
+            hint="move this peer's directory away and join again under a new key",
+        ) from error
+
+
+def _replica(
+    swarm: SwarmDirectory, genesis: Genesis, tokenizer: Tokenizer, options: PeerOptions
+) -> AgreedReplica:
+    config = recipe_config(genesis.recipe, threads=options.threads, data=options.data)
+    prepared = own_text(swarm, config.data if options.data else None)
+    held_out = ShardSet.from_bytes(swarm.validation.read_bytes())
+    length = config.training.sequence_length
+    model, scorer = Transformer(config.model), Transformer(config.model)
+    state = initial_state(model)  # stands in until a snapshot is installed or fetched
+    return AgreedReplica(
+        config, model, scorer, state, Batches(prepared, length), Batches(held_out, length)
+    )
+
+
+def own_text(swarm: SwarmDirectory, data: DataConfig | None) -> ShardSet:
+    """Return this machine's tokens: what was prepared at the founding, or a peer's own text."""
+    from peerformer.data.shards import open_shards
+
+    prepared = swarm.path / "data" / "train"
+    if data is None and prepared.is_dir():
+        return open_shards(prepared, verify=False)
+    settings = replace(data or DataConfig(), tokenizer=str(swarm.tokenizer))
+    made: Prepared = prepare(settings, swarm.path / "own-data")
+    return made.train
+
+
+def _load_snapshot(
+    swarm: SwarmDirectory,
+    directory: PeerDirectory,
+    genesis: Genesis,
+    records: dict[str, bytes],
+    replica: AgreedReplica,
+) -> int:
+    """Install the newest snapshot that a certified header vouches for; returns its round."""
+    roots = {0: genesis.state_root}
+    for key, data in records.items():
+        if key.startswith(HEADER_PREFIX):
+            header = decode(Certified, data).header
+            roots[header.round] = header.state_root
+    candidates = [*sorted(directory.states.glob("*.state"), reverse=True), swarm.first_state]
+    for path in candidates:
+        number = int(path.stem) if path.parent == directory.states else 0
+        if number not in roots or not path.exists():
+            continue
+        data = path.read_bytes()
+        if len(data) == genesis.state_size and state_root(data) == roots[number]:
+            state = AgreedState.from_bytes(data, replica.layout.size)
+            replica.move_to(number, state, accepted=None)
+            return number
+    return -1
+
+
+def _prune(states: Path) -> None:
+    for path in sorted(states.glob("*.state"), reverse=True)[SNAPSHOTS_KEPT:]:
+        path.unlink(missing_ok=True)
+
+
+@dataclass(slots=True)
+class StateServer:
+    """Serves the chunks of the states of the last few rounds, each with its proof."""
+
+    blobs: BlobStore
+    served: dict[bytes, ServedState] = field(default_factory=dict)
+    read_at: dict[bytes, float] = field(default_factory=dict)  # root -> monotonic seconds
+
+    def serve(self, state: ServedState) -> None:
+        """Serve one more state, and no longer those that are old and that nobody fetches."""
+        for root, old in list(self.served.items()):
+            in_use = time.monotonic() - self.read_at.get(root, 0.0) < IN_USE_SECONDS
+            crowded = len(self.served) >= STATES_SERVED_MAX
+            if old.round <= state.round - STATES_KEPT and (crowded or not in_use):
+                del self.served[root]
+                self.read_at.pop(root, None)
+                for index in range(old.chunk_count):
+                    self.blobs.discard(chunk_key(root, index))
+        self.served[state.tree.root] = state
+        for index in range(state.chunk_count):
+
+            def read(start: int, length: int, index: int = index) -> bytes:
+                self.read_at[state.tree.root] = time.monotonic()
+                return state.chunk(index)[start : start + length]
+
+            key = chunk_key(state.tree.root, index)
+            self.blobs.put_view(key, len(state.chunk(index)), read)
+
+
+def serve_files(blobs: BlobStore, swarm: SwarmDirectory, genesis: Genesis) -> None:
+    """Serve what the genesis names, for newcomers."""
+    for key, path in (
+        (genesis.tokenizer_hash, swarm.tokenizer),
+        (genesis.validation_hash, swarm.validation),
+    ):
+        data = path.read_bytes()
+
+        def read(start: int, length: int, data: bytes = data) -> bytes:
+            return data[start : start + length]
+
+        blobs.put_view(key, len(data), read)

@@ -1,0 +1,138 @@
+"""Fetching contributions and states from whoever has them, verified before they count.
+
+A contribution is checked against its keyed hash, a state chunk against the certified root; a
+source that gives anything else is left for the next one. Every fetch has a deadline and a least
+rate.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from peerformer.node.blobs import BlobStore
+from peerformer.node.transport import FetchError, Transport
+from peerformer.protocol.codec import MalformedError
+from peerformer.protocol.effects import FetchBlob, FetchState
+from peerformer.protocol.identity import blob_hash
+from peerformer.protocol.merkle import check_leaf, leaf_count, leaf_span, proof_size_bytes
+from peerformer.protocol.messages import chunk_key
+
+BLOB_SECONDS_MAX = 30.0
+STATE_SECONDS_MAX = 120.0
+RATE_MIN_BYTES_PER_SECOND = 16_384.0
+CHUNK_SECONDS_MAX = 10.0  # of the state of a round that is over, nobody may have it any more
+CHUNKS_AT_ONCE = 4
+PAUSE_SECONDS = 0.25  # before all sources are asked again
+
+
+@dataclass(frozen=True, slots=True)
+class Fetcher:
+    """Fetches for one node. `addresses_of` says where a peer is reached."""
+
+    transport: Transport
+    store: BlobStore
+    chain_id: bytes
+    addresses_of: Callable[[bytes], Sequence[str]]
+    on_lie: Callable[[bytes, str], None]
+
+    async def blob(self, work: FetchBlob) -> bool:
+        """Fetch a contribution into the store; False if nobody gave it in time."""
+        if self.store.has(work.blob_hash):
+            return True
+        buffer = bytearray(work.size)
+
+        def genuine() -> bool:
+            made = blob_hash(self.chain_id, work.round, work.author, [bytes(buffer)])
+            return made == work.blob_hash
+
+        found = await self._from_any(
+            work.sources, work.blob_hash, buffer, genuine, BLOB_SECONDS_MAX
+        )
+        if found:
+            await asyncio.to_thread(self.store.put, work.blob_hash, bytes(buffer), durable=False)
+        return found
+
+    async def file(
+        self, key: bytes, size: int, sources: Sequence[bytes], hash_of: Callable[[bytes], bytes]
+    ) -> bytes | None:
+        """Fetch a file by its hash; None if nobody gave it in time."""
+        buffer = bytearray(size)
+        found = await self._from_any(
+            sources, key, buffer, lambda: hash_of(bytes(buffer)) == key, STATE_SECONDS_MAX
+        )
+        return bytes(buffer) if found else None
+
+    async def state(self, work: FetchState) -> bytes | None:
+        """Fetch a state chunk by chunk from several sources at once; None if it cannot be had."""
+        data = bytearray(work.size)
+        turns = asyncio.Semaphore(CHUNKS_AT_ONCE)
+
+        async def chunk(index: int) -> bool:
+            start, end = leaf_span(work.size, index)
+            proof_size = proof_size_bytes(work.size, index)
+            buffer = bytearray(proof_size + end - start)
+
+            def genuine() -> bool:
+                proof, leaf = bytes(buffer[:proof_size]), bytes(buffer[proof_size:])
+                try:
+                    check_leaf(work.state_root, work.size, index, leaf, proof)
+                except MalformedError:
+                    return False
+                return True
+
+            shift = index % max(1, len(work.sources))
+            sources = work.sources[shift:] + work.sources[:shift]
+            async with turns:
+                found = await self._from_any(
+                    sources, chunk_key(work.state_root, index), buffer, genuine, CHUNK_SECONDS_MAX
+                )
+            if found:
+                data[start:end] = buffer[proof_size:]
+            return found
+
+        try:
+            async with asyncio.timeout(STATE_SECONDS_MAX):
+                fetched = await asyncio.gather(*map(chunk, range(leaf_count(work.size))))
+        except TimeoutError:
+            return None
+        return bytes(data) if all(fetched) else None
+
+    async def _from_any(
+        self,
+        sources: Sequence[bytes],
+        key: bytes,
+        buffer: bytearray,
+        genuine: Callable[[], bool],
+        seconds_max: float,
+    ) -> bool:
+        """Try the sources in order, again and again until the deadline; liars only once."""
+        liars: set[bytes] = set()
+        try:
+            async with asyncio.timeout(seconds_max):
+                while set(sources) - liars:
+                    for peer in sources:
+                        if peer not in liars and await self._once(peer, key, buffer):
+                            if genuine():
+                                return True
+                            liars.add(peer)
+                            self.on_lie(peer, "it served other bytes than it was asked for")
+                    await asyncio.sleep(PAUSE_SECONDS)
+        except TimeoutError:
+            return False
+        return False
+
+    async def _once(self, peer: bytes, key: bytes, buffer: bytearray) -> bool:
+        for address in self.addresses_of(peer):
+            try:
+                await self.transport.fetch(
+                    address,
+                    peer,
+                    key,
+                    memoryview(buffer),
+                    deadline_seconds=BLOB_SECONDS_MAX,
+                    rate_min_bytes_per_second=RATE_MIN_BYTES_PER_SECOND,
+                )
+            except FetchError:
+                continue
+            return True
+        return False

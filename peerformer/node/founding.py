@@ -1,0 +1,113 @@
+"""Founding a swarm: prepare the text, shape the model, fix everything in a genesis.
+
+The founder ships what must be alike as bytes: tokenizer, held-out set, initial parameters; the
+genesis names each by its hash. Weights are never a seed: random numbers differ between machines.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from peerformer.config import Config
+from peerformer.data.prepare import Prepared, prepare
+from peerformer.errors import SwarmError
+from peerformer.gradients.compress import encoded_size
+from peerformer.model.transformer import Transformer, initialise
+from peerformer.node.directory import SwarmDirectory, write_durably
+from peerformer.protocol.genesis import ADMISSION_CLOSED, ADMISSION_OPEN, Founder, Genesis, Limits
+from peerformer.protocol.identity import HashChain, KeyPair, hash_of
+from peerformer.protocol.merkle import state_root
+from peerformer.settings import to_json
+from peerformer.train.agreed import initial_state
+from peerformer.train.recipe import recipe_bytes
+
+
+def file_hash(data: bytes) -> bytes:
+    """Return the hash by which a genesis names a file."""
+    return hash_of("file", data)
+
+
+def prepare_text(
+    config: Config, directory: SwarmDirectory, report: Callable[[str], None] = lambda _: None
+) -> Prepared:
+    """Prepare this machine's own text under the swarm's directory."""
+    return prepare(config.data, directory.path / "data", report=report)
+
+
+def found(
+    directory: SwarmDirectory,
+    config: Config,
+    seeds: Sequence[bytes],
+    report: Callable[[str], None] = lambda _: None,
+) -> Genesis:
+    """Found a swarm whose first voters hold the keys of `seeds`.
+
+    Raises:
+        SwarmError: if there is a swarm in the directory already.
+        DataError: if there is nothing to learn from.
+    """
+    if directory.genesis_file.exists():
+        raise SwarmError("a swarm was founded here already", where=str(directory.path))
+    directory.path.mkdir(parents=True, exist_ok=True)
+    prepared = prepare_text(config, directory, report)
+    config = replace(config, model=replace(config.model, vocab_size=prepared.tokenizer.vocab_size))
+    model = Transformer(config.model)
+    initialise(model, config.training.seed)
+    state = initial_state(model).to_bytes()
+    tokenizer, validation = prepared.tokenizer.to_bytes(), prepared.validation.to_bytes()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    genesis = Genesis(
+        version=1,
+        name=directory.path.name.encode()[:64],
+        recipe=recipe_bytes(config),
+        tokenizer_hash=file_hash(tokenizer),
+        tokenizer_size=len(tokenizer),
+        validation_hash=file_hash(validation),
+        validation_size=len(validation),
+        state_root=state_root(state),
+        state_size=len(state),
+        blob_size_max=encoded_size(parameters, config.swarm.codec),
+        limits=limits_of(config),
+        founders=founders_of(seeds),
+    )
+    write_durably(directory.tokenizer, tokenizer)
+    write_durably(directory.validation, validation)
+    write_durably(directory.first_state, state)
+    run = {"kind": "swarm", "config": to_json(config), "chain_id": genesis.chain_id.hex()}
+    write_durably(directory.path / "run.json", json.dumps(run, indent=1).encode())
+    write_durably(directory.genesis_file, genesis.to_bytes())
+    return genesis
+
+
+def limits_of(config: Config) -> Limits:
+    """Return the genesis' limits of a configuration."""
+    swarm = config.swarm
+    return Limits(
+        contributions_min=swarm.contributions_min,
+        contributions_max=swarm.contributions_max,
+        harm_micronats=swarm.harm_micronats,
+        admission=ADMISSION_OPEN if swarm.admission == "open" else ADMISSION_CLOSED,
+        joins_per_epoch=100,  # a swarm that is open to everybody has no quota to defend
+        train_milliseconds_max=int(swarm.train_seconds_max * 1_000),
+    )
+
+
+def founders_of(seeds: Sequence[bytes]) -> tuple[Founder, ...]:
+    """Return the founders that hold these keys, sorted."""
+    pairs = sorted(
+        (KeyPair.from_seed(seed).peer_id, HashChain.from_seed(seed).links[0]) for seed in seeds
+    )
+    return tuple(Founder(peer, anchor) for peer, anchor in pairs)
+
+
+def run_name(today: str, name: str | None, seed: bytes) -> str:
+    """Return the name of a new swarm: the one given, or a dated one of two words."""
+    from peerformer.protocol.identity import name_of
+
+    return name or f"{today}-{name_of(hash_of('run name', seed))}"
+
+
+def new_directory(name: str, root: Path = Path("runs")) -> SwarmDirectory:
+    """Return the directory of a new swarm."""
+    return SwarmDirectory(root / name)

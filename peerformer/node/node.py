@@ -1,0 +1,283 @@
+"""The event loop of one peer: IO -> event -> peer.handle -> effect -> IO.
+
+The only place where a peer touches network, clock and disk. Events are handled one at a time, and
+their effects carried out in order: a `Persist` is durable before the `Send` after it leaves.
+Tensor work goes to the worker's thread, transfers and dialling to tasks; both come back as
+events.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from peerformer import events
+from peerformer.adversary import Liar
+from peerformer.events import Journal
+from peerformer.node.blobs import BlobStore
+from peerformer.node.fetching import Fetcher
+from peerformer.node.journal import DurableStore
+from peerformer.node.transport import Connection, ConnectionClosed, DialError, Transport
+from peerformer.node.worker import Worker
+from peerformer.peer import Peer
+from peerformer.protocol.effects import (
+    Connected,
+    Dial,
+    Disconnect,
+    Disconnected,
+    Effect,
+    Event,
+    FetchBlob,
+    FetchState,
+    Persist,
+    Received,
+    Report,
+    Reveal,
+    Send,
+    SetTimer,
+    StartWork,
+    TimerFired,
+    Work,
+    WorkFinished,
+)
+from peerformer.protocol.identity import name_of
+from peerformer.protocol.messages import pack
+
+ROUNDS_SERVED = 8  # W_serve: contributions are held and served for so many rounds
+
+
+class Node:
+    """One running peer. Everything but the worker's thread happens on one event loop."""
+
+    def __init__(
+        self,
+        peer: Peer | Liar,
+        *,
+        transport: Transport,
+        store: DurableStore,
+        blobs: BlobStore,
+        journal: Journal,
+        on_report: Callable[[Report], None] = lambda _: None,
+        give_way: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Join the parts; `run` starts them."""
+        self.peer, self.transport, self.store, self.blobs = peer, transport, store, blobs
+        self.journal, self.on_report = journal, on_report
+        self.connections: dict[bytes, Connection] = {}
+        self.stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.loop = asyncio.get_running_loop()
+        self.started = time.time()
+        self._monotonic = time.monotonic()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._events: list[Event] = []
+        self._blob_rounds: dict[int, set[bytes]] = {}
+        self._handling = False
+        self.fetcher = Fetcher(
+            transport, blobs, peer.machine.chain.chain_id, self.addresses_of, self._on_lie
+        )
+        self.worker = Worker(
+            peer,
+            lambda finished: self._from_thread(self.post, finished),
+            lambda error: self._from_thread(self.fail, error),
+            give_way=give_way,
+        )
+
+    def now(self) -> float:
+        """Return seconds since 1970 on a clock that never goes back, whatever the system's does."""
+        return self.started + time.monotonic() - self._monotonic
+
+    # --- events in -----------------------------------------------------------------------------
+
+    def _from_thread(self, callback: Callable[..., None], argument: object) -> None:
+        try:
+            self.loop.call_soon_threadsafe(callback, argument)
+        except RuntimeError:
+            return  # the loop has ended: nobody waits for the result any more
+
+    def post(self, event: Event) -> None:
+        """Handle an event and what it brings, in order."""
+        self._events.append(event)
+        if self._handling or self.stopped.done():
+            return
+        self._handling = True
+        try:
+            while self._events and not self.stopped.done():
+                for effect in self.peer.handle(self._events.pop(0), self.now()):
+                    self._carry_out(effect)
+                self._trust_greeted()
+        except Exception as error:  # a bug of ours, or a disk that failed: stop before worse
+            self.fail(error)
+        finally:
+            self._handling = False
+
+    def fail(self, error: BaseException) -> None:
+        """Stop because of an error of ours."""
+        if not self.stopped.done():
+            self.stopped.set_exception(error)
+
+    def stop(self, reason: str) -> None:
+        """Stop in an orderly way."""
+        if not self.stopped.done():
+            self.stopped.set_result(reason)
+
+    def _trust_greeted(self) -> None:
+        for peer in self.peer.machine.neighbourhood.greeted:
+            connection = self.connections.get(peer)
+            if connection is not None:
+                connection.allow_large_frames()
+
+    def may_fetch(self, peer: bytes) -> bool:
+        """Whether a peer may fetch blobs here: it greeted, and is not banned."""
+        machine = self.peer.machine
+        return peer in machine.neighbourhood.greeted and peer not in machine.chain.members.banned
+
+    # --- effects out ---------------------------------------------------------------------------
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Persist(records, deleted):
+                self.store.persist(records)
+                if deleted:
+                    self.store.delete(deleted)
+            case Send(peer, packet):
+                connection = self.connections.get(peer)
+                if connection is not None:
+                    connection.send(pack(packet))
+            case SetTimer(name, seconds):
+                self._set_timer(name, seconds)
+            case StartWork(work):
+                self._start(work)
+            case Disconnect(peer, reason):
+                self._disconnect(peer, reason)
+            case Report(event):
+                self.journal.append(event)
+                if isinstance(event, events.RoundCommitted):
+                    self._drop_old_blobs(event.round)
+                self.on_report(effect)
+
+    def _drop_old_blobs(self, decided: int) -> None:
+        for number in [n for n in self._blob_rounds if n <= decided - ROUNDS_SERVED]:
+            for key in self._blob_rounds.pop(number):
+                self.blobs.discard(key)
+
+    def _set_timer(self, name: str, seconds: float) -> None:
+        if name in self._timers:
+            self._timers[name].cancel()
+        self._timers[name] = self.loop.call_later(seconds, self.post, TimerFired(name))
+
+    def _start(self, work: Work) -> None:
+        match work:
+            case Reveal(number, key):
+                self._blob_rounds.setdefault(number, set()).add(key)
+                self.blobs.reveal(key)
+            case FetchBlob():
+                self._blob_rounds.setdefault(work.round, set()).add(work.blob_hash)
+                self.spawn(self._fetch_blob(work))
+            case FetchState():
+                self.spawn(self._fetch_state(work))
+            case Dial():
+                self.spawn(self._dial(work))
+            case _:
+                self.worker.submit(work)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a task that belongs to this node; an exception in it stops the node."""
+        task = self.loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.fail(error)
+
+    # --- transfers -----------------------------------------------------------------------------
+
+    def addresses_of(self, peer: bytes) -> tuple[str, ...]:
+        """Return where a peer is reached, as its signed record says."""
+        entry = self.peer.machine.neighbourhood.book.entries.get(peer)
+        return entry.addresses if entry is not None else ()
+
+    async def _fetch_blob(self, work: FetchBlob) -> None:
+        self.post(WorkFinished(work, await self.fetcher.blob(work)))
+
+    async def _fetch_state(self, work: FetchState) -> None:
+        data = await self.fetcher.state(work)
+        if data is None:
+            self.post(WorkFinished(work, False))
+            return
+
+        def install() -> None:
+            installed = self.peer.bench.install(work.round, work.state_root, data)
+            self._from_thread(self.post, WorkFinished(work, installed))
+
+        self.worker.submit(install)
+
+    def _on_lie(self, peer: bytes, reason: str) -> None:
+        event = events.Misbehaved(peer=peer.hex(), name=name_of(peer), reason=reason)
+        self.journal.append(event)
+        self.on_report(Report(event))
+
+    # --- connections ---------------------------------------------------------------------------
+
+    async def _dial(self, work: Dial) -> None:
+        reached = False
+        for address in work.addresses:
+            try:
+                connection = await self.transport.dial(address, expect=work.peer)
+            except DialError:
+                continue
+            self.on_connection(connection)
+            reached = True
+            break
+        self.post(WorkFinished(work, reached))
+
+    def on_connection(self, connection: Connection) -> None:
+        """Take a connection in; of two with one peer, the one that the lower id dialled stays."""
+        peer, me = connection.peer_id, self.peer.machine.me
+        if peer == me or self.stopped.done():
+            self.spawn(connection.close("not needed"))
+            return
+        present = self.connections.get(peer)
+        if present is not None:
+            preferred = connection.inbound == (peer < me)
+            if not preferred and present.inbound != connection.inbound:
+                self.spawn(connection.close("another connection stays"))
+                return
+            self.spawn(present.close("another connection stays"))
+            self.post(Disconnected(peer))  # what was under way on the old one may be lost
+        self.connections[peer] = connection
+        self.post(Connected(peer, connection.address, outbound=not connection.inbound))
+        self.spawn(self._receive(connection))
+
+    async def _receive(self, connection: Connection) -> None:
+        try:
+            while True:
+                self.post(Received(connection.peer_id, await connection.receive()))
+        except ConnectionClosed:
+            if self.connections.get(connection.peer_id) is connection:
+                del self.connections[connection.peer_id]
+                self.post(Disconnected(connection.peer_id))
+
+    def _disconnect(self, peer: bytes, reason: str) -> None:
+        connection = self.connections.pop(peer, None)
+        if connection is not None:
+            self.spawn(connection.close(reason))
+            self._events.append(Disconnected(peer))
+
+    # --- the end -------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Stop everything; what was decided is saved already."""
+        for timer in self._timers.values():
+            timer.cancel()
+        await asyncio.to_thread(self.worker.stop)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.transport.close()
+        self.store.close()
+        self.journal.close()

@@ -1,0 +1,286 @@
+"""One peer as a process or a program: assembled, started, watched, stopped.
+
+A peer under a supervisor takes orders from a pipe and ends when the pipe closes; on its own it
+takes them from a console or a signal. Either way the same node runs.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peerformer import events
+from peerformer.adversary import ATTACKS, Liar, corrupt
+from peerformer.errors import EvictedError, PeerformerError
+from peerformer.node.assemble import Assembled, PeerOptions, assemble
+from peerformer.node.checkpoint import save_agreed
+from peerformer.node.directory import PeerDirectory, SwarmDirectory
+from peerformer.node.status import Tally, status_of, write_status
+from peerformer.node.transport import DialError
+from peerformer.peer import Peer
+from peerformer.protocol.codec import MalformedError, decode, encode
+from peerformer.protocol.effects import Command, Report
+from peerformer.protocol.identity import name_of
+from peerformer.protocol.messages import Envelope
+
+STATUS_SECONDS = 0.25
+BOOTSTRAP_RETRY_SECONDS = 1.0
+LEAVE_SECONDS_MAX = 8.0  # SIGTERM must be over within ten
+RECORDS_FILE = "peers.bin"
+
+logger = logging.getLogger("peerformer.node")
+
+
+class Running:
+    """A peer that runs: what a console, a supervisor or a signal may ask of it."""
+
+    def __init__(
+        self,
+        swarm: SwarmDirectory,
+        directory: PeerDirectory,
+        options: PeerOptions,
+        on_event: Callable[[events.Event], None] = lambda _: None,
+    ) -> None:
+        """Note what to run."""
+        self.swarm, self.directory, self.options = swarm, directory, options
+        self.on_event = on_event
+        self.tally = Tally()
+        self.loss: float | None = None
+        self.tokens_per_second: float | None = None
+        self.bits_per_byte: dict[int, float] = {}
+        self.leaving = False
+
+    async def start(self) -> str:
+        """Assemble and start the peer; returns the address it listens on."""
+        self.parts: Assembled = await assemble(
+            self.swarm,
+            self.directory,
+            self.options,
+            on_report=self._on_report,
+            on_trained=self._on_trained,
+            on_validated=self._on_validated,
+        )
+        self.node = self.parts.node
+        self._recall_peers()
+        machine = self.node.peer.machine
+        self._event(
+            events.NodeStarted(
+                peer=machine.me.hex(), name=name_of(machine.me), address=self.parts.address
+            )
+        )
+        self.node.post(Command("start"))
+        self.node.spawn(self._watch())
+        return self.parts.address
+
+    @property
+    def peer(self) -> Peer:
+        """The peer, whether or not it lies."""
+        peer = self.node.peer
+        return peer.peer if isinstance(peer, Liar) else peer
+
+    # --- what happens --------------------------------------------------------------------------
+
+    def _event(self, event: events.Event) -> None:
+        self.on_event(self.node.journal.append(event))
+
+    def _on_report(self, report: Report) -> None:
+        event, machine = report.event, self.node.peer.machine
+        if report.evidence is not None:
+            name = f"{type(event).__name__.lower()}-{getattr(event, 'name', 'peer')}.bin"
+            (self.directory.path / "evidence" / name).write_bytes(encode(report.evidence))
+        self.on_event(event)
+        mine = getattr(event, "peer", None) == machine.me.hex()
+        if mine and isinstance(event, events.PeerEvicted):
+            self.node.fail(
+                EvictedError(
+                    "this peer was evicted by the others",
+                    why=event.evidence,
+                    more=f"peerformer log --about {event.name}",
+                )
+            )
+        elif mine and isinstance(event, events.PeerLeft):
+            self.node.stop("left the swarm")
+
+    def _on_trained(self, round_number: int, loss: float, tokens: int) -> None:
+        """On the worker's thread."""
+        seconds = time.monotonic() - self.node.worker.training_since
+        event = events.Trained(round=round_number, loss=loss, seconds=seconds, tokens=tokens)
+
+        def note() -> None:
+            self.loss = loss
+            self._event(event)
+
+        self.node.loop.call_soon_threadsafe(note)
+
+    def _on_validated(self, round_number: int, loss: float, bits_per_byte: float) -> None:
+        """On the worker's thread."""
+        event = events.Validated(step=round_number, loss=loss, bits_per_byte=bits_per_byte)
+
+        def note() -> None:
+            self.bits_per_byte[round_number] = bits_per_byte
+            self._event(event)
+
+        self.node.loop.call_soon_threadsafe(note)
+
+    def status(self) -> dict[str, Any]:
+        """Return the status object."""
+        transport = self.node.transport
+        extra = {
+            "address": self.parts.address,
+            "loss": self.loss,
+            "bits_per_byte": {str(n): value for n, value in self.bits_per_byte.items()},
+            "bytes_sent": transport.traffic.sent,
+            "bytes_received": transport.traffic.received,
+            "adversary": getattr(self.node.peer, "attack", None),
+            "time": time.time(),
+        }
+        return status_of(self.peer, self.tally, extra)
+
+    async def _watch(self) -> None:
+        last = ""
+        while True:
+            status = self.status()
+            now = json.dumps({k: v for k, v in status.items() if k not in ("time",)})
+            if now != last:
+                last = now
+                write_status(self.directory.status, status)
+                self._remember_peers()
+            await asyncio.sleep(STATUS_SECONDS)
+
+    # --- peers known beforehand ------------------------------------------------------------------
+
+    def _remember_peers(self) -> None:
+        entries = self.peer.machine.neighbourhood.book.entries
+        lines = [encode(entry.envelope).hex() for entry in entries.values()]
+        (self.directory.path / RECORDS_FILE).write_text("\n".join(lines))
+
+    def _recall_peers(self) -> None:
+        try:
+            lines = (self.directory.path / RECORDS_FILE).read_text().split()
+        except OSError:
+            return
+        neighbourhood = self.peer.machine.neighbourhood
+        for line in lines:
+            try:
+                envelope = decode(Envelope, bytes.fromhex(line))
+            except (MalformedError, ValueError):
+                continue
+            neighbourhood.learn(envelope, envelope.sender, self.node.now())
+
+    async def bootstrap(self, address: str, expect: bytes | None) -> None:
+        """Connect to one known address, again and again until somebody is connected."""
+        while not self.node.connections:
+            try:
+                self.node.on_connection(await self.node.transport.dial(address, expect=expect))
+                return
+            except DialError as error:
+                logger.info("cannot reach %s: %s", address, error)
+                await asyncio.sleep(BOOTSTRAP_RETRY_SECONDS)
+
+    # --- orders --------------------------------------------------------------------------------
+
+    def lie(self, attack: str) -> None:
+        """Become an adversary from the next round on."""
+        assert attack in ATTACKS
+        number = self.peer.machine.collection.number
+        liar = corrupt(self.peer, attack, from_round=number)
+        self.node.peer = liar
+        self.node.worker.work_for(liar)
+
+    def leave(self) -> None:
+        """Leave politely; stop when the others have let me go, or after a while anyway."""
+        if self.leaving:
+            self.node.stop("stopped at once")
+            return
+        self.leaving = True
+        self.node.post(Command("leave"))
+        self.node.loop.call_later(LEAVE_SECONDS_MAX, self.node.stop, "left without an answer")
+
+    def save_checkpoint(self) -> Path:
+        """Save the agreed model as a loadable checkpoint; on the worker's thread."""
+        return save_agreed(self.swarm, self.peer.machine.chain, self.parts)
+
+    async def run_until_stopped(self) -> str:
+        """Wait for the end; returns the reason."""
+        machine = self.node.peer.machine
+        reason = "failed"
+        try:
+            reason = await self.node.stopped
+            return reason
+        except PeerformerError as error:
+            reason = error.what
+            raise
+        finally:
+            self._event(
+                events.NodeStopped(peer=machine.me.hex(), name=name_of(machine.me), reason=reason)
+            )
+            write_status(self.directory.status, {**self.status(), "state": f"stopped: {reason}"})
+            await self.node.close()
+
+
+def run_supervised(swarm: Path, name: str, options: PeerOptions, control: Connection) -> None:
+    """Be one peer of a supervised swarm: the entry of a forked process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which tells us
+    directory = SwarmDirectory(swarm).peer(name).make()
+    logging.basicConfig(filename=directory.log, level=logging.INFO, force=True)
+    torch.set_num_threads(max(1, options.threads))
+    try:
+        run_loop(_supervised(SwarmDirectory(swarm), directory, options, control))
+    except EvictedError:
+        os._exit(EvictedError.exit_code)
+    except BaseException:
+        logger.exception("the peer failed")
+        os._exit(1)
+
+
+def run_loop(coroutine: Any) -> Any:
+    """Run a coroutine on uvloop where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(coroutine)
+    return uvloop.run(coroutine)
+
+
+async def _supervised(
+    swarm: SwarmDirectory, directory: PeerDirectory, options: PeerOptions, control: Connection
+) -> None:
+    running = Running(swarm, directory, options)
+    address = await running.start()
+    node = running.node
+    control.send(("listening", address, running.peer.machine.me))
+
+    def answer(path: Path) -> None:
+        control.send(("checkpoint", str(path)))
+
+    def on_order() -> None:
+        try:
+            order = control.recv()
+        except (EOFError, OSError):
+            node.loop.remove_reader(control.fileno())
+            node.stop("the supervisor is gone")
+            return
+        match order:
+            case ("bootstrap", address, peer):
+                node.spawn(running.bootstrap(address, peer))
+            case ("lie", attack):
+                running.lie(attack)
+            case ("leave",):
+                running.leave()
+            case ("stop",):
+                node.stop("stopped")
+            case ("pause" | "resume" as word,):
+                node.post(Command(word))
+            case ("checkpoint",):
+                node.worker.submit(lambda: answer(running.save_checkpoint()))
+
+    node.loop.add_reader(control.fileno(), on_order)
+    await running.run_until_stopped()

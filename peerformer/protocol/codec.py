@@ -1,0 +1,237 @@
+"""Bytes <-> values: one canonical encoding, derived from the annotations of frozen dataclasses.
+
+A message class is its own table: every field is annotated with its layout (`U64`, `Hash`,
+`Annotated[tuple[Vote, ...], Many(64)]`), and fields follow each other in order. Integers are
+little-endian, there are no floats and no maps, every count has a limit, and a value has exactly one
+encoding: decoding refuses trailing bytes, a flag that is neither 0 nor 1, and every length that
+is not covered by the bytes at hand *before* it makes anything of it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Value = TypeVar("Value")
+
+
+class MalformedError(ValueError):
+    """Bytes that are not the one encoding of any value of the type asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Integer:
+    """A little-endian integer of `size_bytes`, two's complement if `signed`."""
+
+    size_bytes: int
+    signed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Exactly:
+    """Bytes of one fixed length."""
+
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class AtMost:
+    """Bytes of varying length behind a 32-bit length."""
+
+    length_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """A tuple behind a 16-bit count."""
+
+    count_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """A value of one of these classes behind its one-byte tag (its position in the table)."""
+
+    classes: tuple[type, ...]
+
+
+U8 = Annotated[int, Integer(1)]
+U16 = Annotated[int, Integer(2)]
+U32 = Annotated[int, Integer(4)]
+U64 = Annotated[int, Integer(8)]
+I32 = Annotated[int, Integer(4, signed=True)]
+Hash = Annotated[bytes, Exactly(32)]
+PeerId = Annotated[bytes, Exactly(32)]
+Signature = Annotated[bytes, Exactly(64)]
+
+Writer = Callable[[Any, bytearray], None]
+Reader = Callable[[bytes, int], tuple[Any, int]]  # (data, position) -> (value, next position)
+
+
+def encode(value: object) -> bytes:
+    """Return the canonical bytes of a message; a value that its limits forbid is our own bug."""
+    kind: Any = type(value)
+    out = bytearray()
+    _coder(kind)[0](value, out)
+    return bytes(out)
+
+
+def decode(kind: type[Value], data: bytes) -> Value:
+    """Return the value of type `kind` that `data` encodes.
+
+    Raises:
+        MalformedError: if `data` is anything but the canonical encoding of such a value.
+    """
+    layout: Any = kind
+    value, end = _coder(layout)[1](data, 0)
+    if end != len(data):
+        raise MalformedError(f"{len(data) - end} bytes too many")
+    return value  # type: ignore[no-any-return]
+
+
+def _take(data: bytes, start: int, length: int) -> tuple[bytes, int]:
+    end = start + length
+    if end > len(data):
+        raise MalformedError("too short")
+    return data[start:end], end
+
+
+@cache
+def _coder(kind: Any) -> tuple[Writer, Reader]:
+    if get_origin(kind) is Annotated:
+        inner, layout = get_args(kind)[:2]
+        return _annotated(inner, layout)
+    if get_origin(kind) in (UnionType, Union):
+        options = [option for option in get_args(kind) if option is not NoneType]
+        assert len(options) == 1 and NoneType in get_args(kind), kind
+        return _optional(*_coder(options[0]))
+    if kind is bool:
+        return (lambda value, out: out.append(1 if value else 0)), _read_bool
+    assert is_dataclass(kind), f"{kind} has no layout"
+    return _record(kind)
+
+
+def _annotated(inner: Any, layout: object) -> tuple[Writer, Reader]:
+    match layout:
+        case Integer(size_bytes, signed):
+            return _integer(size_bytes, signed)
+        case Exactly(length):
+            return _exactly(length)
+        case AtMost(length_max):
+            return _at_most(length_max)
+        case Many(count_max):
+            return _many(*_coder(get_args(inner)[0]), count_max)
+        case OneOf(classes):
+            return _one_of(classes)
+    raise AssertionError(f"unknown layout {layout}")
+
+
+def _integer(size_bytes: int, signed: bool) -> tuple[Writer, Reader]:
+    def write(value: int, out: bytearray) -> None:
+        out += value.to_bytes(size_bytes, "little", signed=signed)
+
+    def read(data: bytes, start: int) -> tuple[int, int]:
+        piece, end = _take(data, start, size_bytes)
+        return int.from_bytes(piece, "little", signed=signed), end
+
+    return write, read
+
+
+def _exactly(length: int) -> tuple[Writer, Reader]:
+    def write(value: bytes, out: bytearray) -> None:
+        assert len(value) == length, (len(value), length)
+        out += value
+
+    return write, lambda data, start: _take(data, start, length)
+
+
+def _at_most(length_max: int) -> tuple[Writer, Reader]:
+    def write(value: bytes, out: bytearray) -> None:
+        assert len(value) <= length_max, (len(value), length_max)
+        out += len(value).to_bytes(4, "little")
+        out += value
+
+    def read(data: bytes, start: int) -> tuple[bytes, int]:
+        piece, position = _take(data, start, 4)
+        length = int.from_bytes(piece, "little")
+        if length > length_max:
+            raise MalformedError("too long")
+        return _take(data, position, length)
+
+    return write, read
+
+
+def _many(write_item: Writer, read_item: Reader, count_max: int) -> tuple[Writer, Reader]:
+    def write(values: tuple[Any, ...], out: bytearray) -> None:
+        assert len(values) <= count_max, (len(values), count_max)
+        out += len(values).to_bytes(2, "little")
+        for value in values:
+            write_item(value, out)
+
+    def read(data: bytes, start: int) -> tuple[tuple[Any, ...], int]:
+        piece, position = _take(data, start, 2)
+        count = int.from_bytes(piece, "little")
+        if count > count_max:
+            raise MalformedError("too many")
+        values = []
+        for _ in range(count):
+            value, position = read_item(data, position)
+            values.append(value)
+        return tuple(values), position
+
+    return write, read
+
+
+def _one_of(classes: tuple[type, ...]) -> tuple[Writer, Reader]:
+    def write(value: object, out: bytearray) -> None:
+        kind: Any = type(value)
+        out.append(classes.index(kind))
+        _coder(kind)[0](value, out)
+
+    def read(data: bytes, start: int) -> tuple[Any, int]:
+        piece, position = _take(data, start, 1)
+        if piece[0] >= len(classes):
+            raise MalformedError("unknown tag")
+        return _coder(classes[piece[0]])[1](data, position)
+
+    return write, read
+
+
+def _optional(write_some: Writer, read_some: Reader) -> tuple[Writer, Reader]:
+    def write(value: object, out: bytearray) -> None:
+        out.append(0 if value is None else 1)
+        if value is not None:
+            write_some(value, out)
+
+    def read(data: bytes, start: int) -> tuple[Any, int]:
+        present, position = _read_bool(data, start)
+        return read_some(data, position) if present else (None, position)
+
+    return write, read
+
+
+def _read_bool(data: bytes, start: int) -> tuple[bool, int]:
+    piece, end = _take(data, start, 1)
+    if piece[0] > 1:
+        raise MalformedError("a flag is 0 or 1")
+    return piece[0] == 1, end
+
+
+def _record(kind: Any) -> tuple[Writer, Reader]:
+    hints = get_type_hints(kind, include_extras=True)
+    names = [field.name for field in fields(kind)]
+    coders = [(name, *_coder(hints[name])) for name in names]
+
+    def write(value: object, out: bytearray) -> None:
+        for name, write_field, _ in coders:
+            write_field(getattr(value, name), out)
+
+    def read(data: bytes, start: int) -> tuple[Any, int]:
+        values, position = [], start
+        for _, _, read_field in coders:
+            value, position = read_field(data, position)
+            values.append(value)
+        return kind(*values), position
+
+    return write, read

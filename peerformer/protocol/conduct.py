@@ -1,0 +1,121 @@
+"""Why a peer is no longer trusted: evidence that convicts by itself, for anybody who can verify.
+
+Evidence is two statements under one key that no honest peer signs both. Whoever holds the chain id
+can check it; no vote, opinion or reputation enters. An honest peer is never convicted: it persists
+each slot's statement before sending it and its signer refuses another one for that slot.
+"""
+
+from peerformer.protocol.codec import MalformedError
+from peerformer.protocol.messages import (
+    Attestation,
+    Commit,
+    Contribution,
+    Envelope,
+    Evidence,
+    Prepare,
+    Proposal,
+    Statement,
+    Timeout,
+    is_genuine,
+)
+
+SLOTS_PER_PEER_MAX = 256  # four rounds of a dozen views; more views than that are no accident
+
+
+def slot_of(statement: Statement) -> tuple[str, int, int] | None:
+    """Return the slot in which a peer signs at most one statement, or None for kinds without."""
+    match statement:
+        case Contribution(round=number) | Attestation(round=number):
+            return type(statement).__name__.lower(), number, 0
+        case Proposal() | Prepare() | Commit() | Timeout():
+            return type(statement).__name__.lower(), statement.round, statement.view
+    return None
+
+
+def contradiction(first: Statement, second: Statement) -> str | None:
+    """Return in words why no honest peer signs both statements, or None if one might."""
+    if isinstance(first, Timeout):
+        first, second = second, first
+    if isinstance(first, Commit) and isinstance(second, Timeout):
+        forgot = second.round == first.round and second.view >= first.view > second.high_view
+        return f"denied its commit of round {first.round}, view {first.view}" if forgot else None
+    slot = slot_of(first)
+    if slot is None or slot != slot_of(second) or first == second or isinstance(first, Timeout):
+        return None
+    kind, number, view = slot
+    place = (
+        f"round {number}"
+        if kind in ("contribution", "attestation")
+        else f"round {number}, view {view}"
+    )
+    return f"signed two {kind}s for {place}"
+
+
+def culprit_of(evidence: Evidence, chain_id: bytes) -> bytes | None:
+    """Return the peer that the evidence convicts, or None if it convicts nobody; never raises."""
+    first, second = evidence.first, evidence.second
+    if first.sender != second.sender:
+        return None
+    try:
+        if contradiction(first.statement, second.statement) is None:
+            return None
+    except MalformedError:
+        return None
+    if not is_genuine(first, chain_id) or not is_genuine(second, chain_id):
+        return None
+    return first.sender
+
+
+def describe(evidence: Evidence) -> str:
+    """Return the evidence in words; it must be one that convicts."""
+    words = contradiction(evidence.first.statement, evidence.second.statement)
+    assert words is not None
+    return words
+
+
+class Ledger:
+    """The statements seen in recent slots, so that a second one in a slot becomes evidence.
+
+    Bounded: at most SLOTS_PER_PEER_MAX statements of one peer, of the rounds last seen.
+    """
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._seen: dict[bytes, dict[tuple[str, int, int], Envelope]] = {}
+
+    def record(self, envelope: Envelope) -> Evidence | None:
+        """Remember a genuine statement; return evidence if it contradicts one seen before."""
+        statement = envelope.statement
+        slot = slot_of(statement)
+        if slot is None:
+            return None
+        seen = self._seen.setdefault(envelope.sender, {})
+        before = seen.get(slot)
+        if before is None:
+            seen[slot] = envelope
+            if len(seen) > SLOTS_PER_PEER_MAX:
+                del seen[max(seen, key=lambda key: key[2])]  # far views are a liar's padding
+        elif before is not None and before.body != envelope.body:
+            if contradiction(before.statement, statement):
+                return Evidence(before, envelope)
+        opposite_kind = {"commit": "timeout", "timeout": "commit"}.get(slot[0])
+        if opposite_kind is None:
+            return None
+        opposites = (other for key, other in seen.items() if key[:2] == (opposite_kind, slot[1]))
+        for opposite in opposites:
+            if contradiction(opposite.statement, statement):
+                return Evidence(opposite, envelope)
+        return None
+
+    def find(self, peer: bytes, kind: str, number: int, view: int) -> Envelope | None:
+        """Return the statement seen in a slot."""
+        return self._seen.get(peer, {}).get((kind, number, view))
+
+    def forget_before(self, round_number: int) -> None:
+        """Drop what peers said of rounds before this one."""
+        for peer, seen in list(self._seen.items()):
+            kept = {slot: said for slot, said in seen.items() if slot[1] >= round_number}
+            if kept:
+                self._seen[peer] = kept
+            else:
+                del self._seen[peer]

@@ -1,0 +1,391 @@
+"""The whole protocol of one peer: `handle(event, now)` -> effects. Sans-IO and deterministic.
+
+The machine gives every event to the part that understands it: `Chain` holds what is decided,
+`Collection` gathers the current round's contributions, `Ballot` votes on its header, `Sync` brings
+the state up, `Requests` carries joins, leaves and evidence, `Neighbourhood` knows where peers are.
+After each event it settles: a decided header enters the chain and the next round begins. It knows
+no socket, clock, thread or tensor.
+"""
+
+from collections.abc import Mapping
+
+from peerformer.protocol import intake, reports
+from peerformer.protocol.ballot import Ballot
+from peerformer.protocol.chain import Chain
+from peerformer.protocol.codec import MalformedError, decode, encode
+from peerformer.protocol.collection import Collection
+from peerformer.protocol.conduct import Ledger
+from peerformer.protocol.consensus import Consensus
+from peerformer.protocol.effects import (
+    Adopt,
+    Applied,
+    Apply,
+    Check,
+    Checked,
+    Command,
+    Connected,
+    Dial,
+    Disconnected,
+    Effect,
+    Event,
+    FetchBlob,
+    FetchState,
+    Persist,
+    Received,
+    TimerFired,
+    Train,
+    Trained,
+    WorkFinished,
+)
+from peerformer.protocol.genesis import Genesis
+from peerformer.protocol.headers import Headers
+from peerformer.protocol.identity import HashChain, KeyPair
+from peerformer.protocol.messages import Certified, Packet, digest_of
+from peerformer.protocol.neighbourhood import Neighbourhood
+from peerformer.protocol.outbox import Outbox
+from peerformer.protocol.requests import Requests
+from peerformer.protocol.sync import Sync
+from peerformer.protocol.timing import Timing
+
+TICK_SECONDS = 1.0
+REPEAT_SECONDS = 5.0
+LEDGER_ROUNDS = 2  # statements of so many rounds are kept to compare with
+HEADER_PREFIX = "header/"
+ROUND_PREFIX = "round/"
+
+
+def header_key(number: int) -> str:
+    """Return the record key of a decided round."""
+    return f"{HEADER_PREFIX}{number:012d}"
+
+
+class Machine:
+    """One peer's protocol state."""
+
+    def __init__(
+        self,
+        genesis: Genesis,
+        seed: bytes,
+        *,
+        addresses: tuple[str, ...] = (),
+        records: Mapping[str, bytes] | None = None,
+        state_round: int = 0,
+        now: float,
+    ) -> None:
+        """Found the peer on a genesis, or restore it from the records that it persisted.
+
+        Args:
+            genesis: what the swarm is founded on.
+            seed: the 32 secret bytes of the identity key.
+            addresses: where others reach this peer, as host:port.
+            records: what `Persist` effects wrote before a restart.
+            state_round: the round of the agreed state that the caller has installed, -1 for none.
+            now: seconds since 1970 on a clock that never goes back.
+
+        Raises:
+            MalformedError: if the records are not what this peer wrote.
+        """
+        self.now = now
+        self.keys = KeyPair.from_seed(seed)
+        self.genesis = genesis
+        self.chain = Chain(genesis)
+        self.outbox = Outbox(self.keys, self.chain.chain_id)
+        self.hash_chain = HashChain.from_seed(seed)
+        self.timing = Timing(genesis.limits.train_milliseconds_max / 1_000)
+        self.ledger = Ledger()
+        self.sync = Sync(self.chain, self.outbox, state_round)
+        self.requests = Requests(self.chain, self.outbox, self.hash_chain.links[0])
+        self.neighbourhood = Neighbourhood(self.chain, self.outbox, seed, addresses)
+        self.last_contributed: dict[bytes, int] = {}
+        self.later: dict[bytes, list[Packet]] = {}  # packets of the next round, by sender
+        self.faults: dict[bytes, int] = {}  # malformed or false input, by the connection it came on
+        self.decided_at = now
+        self.asked_header_at = 0.0
+        self.progress_at = now  # when I last persisted anything
+        self.forked: tuple[Certified, Certified] | None = None
+        self.paused = False
+        self._records = dict(records or {})
+        self._restore_chain(state_round)
+        self._begin_round()
+
+    @property
+    def me(self) -> bytes:
+        """My own id."""
+        return self.keys.peer_id
+
+    @property
+    def is_member(self) -> bool:
+        """Whether I belong to the current round."""
+        return self.chain.members.get(self.me) is not None
+
+    def alive(self) -> set[bytes]:
+        """Return the members that I hold alive: connected, and heard of in the last two rounds."""
+        number = self.chain.tip + 1
+        return {
+            member.peer
+            for member in self.chain.members.members
+            if member.peer == self.me
+            or (
+                member.peer in self.outbox.connected
+                and max(self.last_contributed.get(member.peer, 0), member.joined) >= number - 2
+            )
+        }
+
+    # --- events --------------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Advance by one event. Pure but for self.
+
+        The caller carries the effects out in order: what is persisted is durable before anything
+        after it is sent. `now` is in seconds and never goes back.
+        """
+        self.now = now = max(now, self.now)
+        if self.forked:
+            return []
+        match event:
+            case Received(peer, frame):
+                intake.receive(self, peer, frame)
+            case WorkFinished():
+                self._on_work(event, now)
+            case TimerFired(name):
+                self._on_timer(name, now)
+            case Connected(peer):
+                self.neighbourhood.on_connected(peer, now)
+            case Disconnected(peer):
+                self.neighbourhood.on_disconnected(peer)
+                self.sync.on_disconnected(peer)
+                self.later.pop(peer, None)
+                self.faults.pop(peer, None)
+                self.ballot.on_disconnected(peer)
+                self.collection.look_again(now)
+                self.on_attestations()
+            case Command(name):
+                self._on_command(name, now)
+        self._settle(now)
+        effects = self.outbox.take()
+        if any(isinstance(effect, Persist) for effect in effects):
+            self.progress_at = now
+        return effects
+
+    def _on_command(self, name: str, now: float) -> None:
+        match name:
+            case "start":
+                self.outbox.timer("tick", TICK_SECONDS)
+                self._resume_round(now)
+            case "leave":
+                self.requests.leave(self.chain.tip + 1)
+            case "pause" | "resume":
+                self.paused = name == "pause"
+                self._on_state(now)
+
+    def _on_timer(self, name: str, now: float) -> None:
+        match name:
+            case "tick":
+                self.outbox.timer("tick", TICK_SECONDS)
+                self.neighbourhood.tick(now)
+                self.sync.tick(now)
+                self.requests.tick(ready=self.sync.is_near)
+                self._ask_decided_header()
+                self._repeat_if_stuck(now)
+            case "commit":
+                self.collection.reveal(now)
+            case "attest":
+                self.collection.attest(now)
+                self.on_attestations()
+            case "propose":
+                # A wait set in the round before may run out in this one.
+                self.ballot.grace_over = self.ballot.grace_over or self.collection.grace_set
+                self.on_attestations()
+            case "view" if self.paused and self.chain.members.voters == (self.me,):
+                self.outbox.timer("view", self.timing.first_view())  # nobody waits for me
+            case "view":
+                self.ballot.on_timer()
+
+    def _on_work(self, finished: WorkFinished, now: float) -> None:
+        work, result, current = finished.work, finished.result, self.collection
+        match work:
+            case Train() if work.round == current.number and not current.trained:
+                current.on_trained(result if isinstance(result, Trained) else None, now)
+            case FetchBlob() if work.round == current.number:
+                current.on_fetched(work, succeeded=result is True, now=now)
+            case FetchBlob() if self.sync.last and work.round == self.sync.last.number:
+                self.sync.last.on_fetched(work, succeeded=result is True, now=now)
+                if result is not True:
+                    self.sync.on_fetch_failed(work.round, now)
+            case Check() if isinstance(result, Checked):
+                self._on_checked(work, result, now)
+            case Apply() if isinstance(result, Applied):
+                if work.round == current.number:
+                    self.ballot.headers.applied[work] = result
+                else:
+                    self.sync.on_applied(work, result, now)
+            case Apply():  # it could not be done
+                if work.round == current.number:
+                    self.ballot.headers.on_failed(work)
+                else:
+                    self.sync.on_apply_failed(work, now)
+            case FetchState():
+                self.sync.on_state_fetched(work, succeeded=result is True, now=now)
+            case Dial():
+                self.neighbourhood.on_dialled(work.peer, reached=result is True, now=now)
+            case Adopt():
+                assert result is True, "the agreed state could not be adopted"
+        self.on_attestations()
+        self.ballot.build()
+        self.ballot.advance()
+
+    def _on_checked(self, work: Check, result: Checked, now: float) -> None:
+        if work.round == self.collection.number:
+            self.collection.on_checked(work, result, now)
+        elif self.sync.last and work.round == self.sync.last.number:
+            self.sync.last.on_checked(work, result, now)
+            self.sync.advance(now)
+
+    def on_attestations(self) -> None:
+        """Go on with what the attestations at hand allow."""
+        current = self.collection
+        if current.attested and not current.grace_set:
+            current.grace_set = True
+            self.outbox.timer("propose", self.timing.attest_wait())
+        awaited = self.alive() & set(self.chain.members.voters)
+        self.ballot.on_attestations(set(current.attestations), awaited)
+
+    def _repeat_if_stuck(self, now: float) -> None:
+        """Say again what I said when the vote makes no progress: a message may have been lost."""
+        if self.collection.attested and now - self.progress_at >= REPEAT_SECONDS:
+            self.progress_at = now
+            for peer in sorted(self.outbox.connected & set(self.chain.members.voters)):
+                self.ballot.repeat_to(peer)
+
+    # --- rounds --------------------------------------------------------------------------------
+
+    def _begin_round(self) -> None:
+        number, chain = self.chain.tip + 1, self.chain
+        limits, voters = self.genesis.limits, chain.members.voters
+        self.collection = Collection(
+            number=number,
+            members=chain.members,
+            beacon=chain.beacon,
+            outbox=self.outbox,
+            timing=self.timing,
+            blob_size_max=self.genesis.blob_size_max,
+            scores_all=len(voters) <= limits.scored_by_all_max,
+            alive=self.alive,
+            began=self.now,
+        )
+        headers = Headers(
+            chain, self.collection, self.outbox, self.hash_chain, self.requests.operations
+        )
+        self.ballot = Ballot(
+            headers,
+            Consensus(number, voters),
+            self.outbox,
+            self.timing,
+            chain.leaders(),
+            votes=self.me in voters,
+        )
+
+    def _resume_round(self, now: float) -> None:
+        """Go on with the current round after a start: what was signed before is said again."""
+        number = self.collection.number
+        self.collection.began = now
+        self.ballot.restore(self._records)
+        self._records = {}
+        self.outbox.timer("view", self.timing.first_view())
+        contribution = self.outbox.has_signed("contribution", number)
+        if contribution is not None:
+            self.collection.resume(contribution, now)
+        attestation = self.outbox.has_signed("attestation", number)
+        if attestation is not None:
+            self.collection.resume_attested(attestation)
+        self._on_state(now)
+
+    def _on_state(self, now: float) -> None:
+        """Train and compute if the agreed state is there."""
+        self.ballot.headers.state_ready = self.sync.ready
+        if self.sync.ready and not self.paused:
+            self.collection.start_training(now)
+
+    def _settle(self, now: float) -> None:
+        """Let decided headers into the chain, and begin what follows."""
+        decided = self.ballot.consensus.decided
+        while decided is not None:
+            body = self.ballot.headers.bodies.get(decided.digest)
+            if body is None:
+                self._ask_decided_header()
+                break
+            fault = self.extend(Certified(body.header, decided))
+            assert fault is None, f"a quorum decided what I hold invalid: {fault}"
+            decided = self.ballot.consensus.decided
+        was_ready = self.ballot.headers.state_ready
+        self.sync.advance(now)
+        if self.sync.ready != was_ready or (self.sync.ready and not self.collection.training):
+            self._on_state(now)
+            self.ballot.build()
+            self.ballot.advance()
+
+    def _ask_decided_header(self) -> None:
+        decided = self.ballot.consensus.decided
+        if decided is None or decided.digest in self.ballot.headers.bodies:
+            return
+        if self.now - self.asked_header_at >= TICK_SECONDS:
+            self.asked_header_at = self.now
+            self.ballot.ask_body(decided)
+
+    def extend(self, item: Certified, *, more_to_come: bool = False) -> str | None:
+        """Take the next decided round in and begin the one after; returns why not, or None."""
+        before = self.chain.members
+        fault = self.chain.append(item)
+        if fault:
+            return fault
+        number, decided = item.header.round, self.collection
+        stale = self.outbox.forget_rounds_before(number + 1)
+        self.outbox.persist(
+            ((header_key(number), encode(item)),), (*stale, *self.ballot.records_made())
+        )
+        for accepted in item.header.contributions:
+            self.last_contributed[accepted.peer] = number
+        for refused in item.header.refused:
+            self.last_contributed[refused.peer] = number
+        decided.attested = True  # too late to attest it, whatever still arrives
+        self.sync.last, self.sync.computed = decided, self.ballot.headers.applied
+        self.timing.note_round(self.now - decided.began)
+        reports.report_decided(self.outbox, item, before, self.chain.members, decided, self.now)
+        self.decided_at = self.now
+        self.ledger.forget_before(number - LEDGER_ROUNDS + 1)
+        self.requests.drop_settled()
+        self.neighbourhood.tell_newcomers(item, before)
+        self._begin_round()
+        self.outbox.timer("view", self.timing.first_view())
+        later, self.later = self.later, {}
+        self.sync.advance(self.now, more_to_come=more_to_come)
+        self._on_state(self.now)
+        for peer, packets in later.items():
+            for packet in packets:
+                intake.take(self, peer, packet)
+        return None
+
+    def on_fork(self, mine: Certified, other: Certified) -> None:
+        """Two valid certificates for one round: more than f voters lied. Stop, and say so."""
+        self.forked = (mine, other)
+        reports.report_fork(self.outbox, mine, other)
+
+    # --- restart -------------------------------------------------------------------------------
+
+    def _restore_chain(self, state_round: int) -> None:
+        keys = sorted(key for key in self._records if key.startswith(HEADER_PREFIX))
+        for key in keys:
+            item = decode(Certified, self._records[key])
+            fault = self.chain.append(item)
+            if fault or header_key(item.header.round) != key:
+                raise MalformedError(f"{key}: {fault or 'out of place'}")
+        if state_round > self.chain.tip:
+            raise MalformedError(f"a state of round {state_round}, a chain up to {self.chain.tip}")
+        slots = {k: v for k, v in self._records.items() if not k.startswith(HEADER_PREFIX)}
+        self.outbox.restore(slots)
+        self.outbox.forget_rounds_before(self.chain.tip + 1)
+
+    @property
+    def head_digest(self) -> bytes:
+        """The digest of the newest decided header."""
+        return digest_of(self.chain.items[-1].header) if self.chain.items else self.chain.chain_id

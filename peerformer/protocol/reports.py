@@ -1,0 +1,124 @@
+"""A decided round in words: what the operator and the journal are told."""
+
+from peerformer import events
+from peerformer.protocol.collection import Collection
+from peerformer.protocol.conduct import describe
+from peerformer.protocol.identity import name_of
+from peerformer.protocol.membership import Members
+from peerformer.protocol.messages import (
+    HARMFUL,
+    REFUSAL_WORDS,
+    Admission,
+    Attestation,
+    Certified,
+    Departure,
+    Eviction,
+    digest_of,
+)
+from peerformer.protocol.outbox import Outbox
+
+
+def report_decided(
+    outbox: Outbox,
+    item: Certified,
+    before: Members,
+    after: Members,
+    collection: Collection,
+    now: float,
+) -> None:
+    """Report a decided round, its refusals, and who came, went or fell from grace."""
+    header = item.header
+    refused = {entry.peer for entry in header.refused}
+    training, waiting, checking, voting = _durations(collection, now)
+    outbox.report(
+        events.RoundCommitted(
+            round=header.round,
+            view=item.certificate.view,
+            digest=digest_of(header).hex(),
+            state_root=header.state_root.hex(),
+            contributions=len({entry.peer for entry in header.contributions} | refused),
+            accepted=sum(entry.peer not in refused for entry in header.contributions),
+            seconds=now - collection.began,
+            training_seconds=training,
+            waiting_seconds=waiting,
+            checking_seconds=checking,
+            voting_seconds=voting,
+        )
+    )
+    for entry in header.refused:
+        evidence = _scores(collection, entry.peer) if entry.reason == HARMFUL else ""
+        outbox.report(
+            events.ContributionRefused(
+                round=header.round,
+                peer=entry.peer.hex(),
+                name=name_of(entry.peer),
+                reason=REFUSAL_WORDS[entry.reason] if entry.reason < len(REFUSAL_WORDS) else "?",
+                evidence=evidence,
+            )
+        )
+    _report_members(outbox, item, before, after)
+
+
+def _durations(collection: Collection, now: float) -> tuple[float, float, float, float]:
+    begun, trained = collection.training_at, collection.trained_at
+    revealed, attested = collection.revealed_at, collection.attested_at
+    if not (begun and trained and revealed and attested):
+        return 0.0, 0.0, 0.0, 0.0
+    return trained - begun, revealed - trained, attested - revealed, now - attested
+
+
+def _scores(collection: Collection, peer: bytes) -> str:
+    scores = [
+        judgement.score
+        for envelope in collection.attestations.values()
+        if isinstance(envelope.statement, Attestation)
+        for judgement in envelope.statement.judgements
+        if judgement.peer == peer and judgement.score is not None
+    ]
+    if not scores:
+        return ""
+    harmed = sum(score < 0 for score in scores)
+    worst = -sorted(scores)[len(scores) // 2] / 1_000
+    return f"{harmed} of {len(scores)} scorers saw the loss rise (median {worst:+.1f} milli-nats)"
+
+
+def _report_members(outbox: Outbox, item: Certified, before: Members, after: Members) -> None:
+    number = item.header.round
+    for member in after.members:
+        earlier = before.get(member.peer)
+        if member.quarantined_until and (earlier is None or not earlier.quarantined_until):
+            outbox.report(
+                events.PeerQuarantined(
+                    round=number,
+                    peer=member.peer.hex(),
+                    name=name_of(member.peer),
+                    until_round=member.quarantined_until,
+                )
+            )
+    for operation in item.header.operations:
+        match operation:
+            case Eviction(evidence):
+                peer = evidence.first.sender
+                outbox.report(
+                    events.PeerEvicted(
+                        round=number,
+                        peer=peer.hex(),
+                        name=name_of(peer),
+                        evidence=describe(evidence),
+                    ),
+                    evidence,
+                )
+            case Admission(join):
+                peer = join.sender
+                outbox.report(events.PeerJoined(round=number, peer=peer.hex(), name=name_of(peer)))
+            case Departure(leave):
+                peer = leave.sender
+                outbox.report(events.PeerLeft(round=number, peer=peer.hex(), name=name_of(peer)))
+
+
+def report_fork(outbox: Outbox, mine: Certified, other: Certified) -> None:
+    """Report two valid certificates for one round."""
+    ours, theirs = digest_of(mine.header).hex(), digest_of(other.header).hex()
+    outbox.report(
+        events.ForkSeen(round=mine.header.round, digests=(ours, theirs)),
+    )

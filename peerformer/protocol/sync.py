@@ -1,0 +1,213 @@
+"""Bringing the agreed state up with the chain: by contributions, or by proven chunks.
+
+The chain of certified headers says which state root is the agreed one; a height is taken from a
+certificate only, never from a peer's claim. If the state is one round behind and the contributions
+can be had, it is computed; otherwise its chunks are fetched from whoever has them, each proven
+against the root. A claim of a later round only makes us ask for headers.
+"""
+
+from dataclasses import dataclass, field
+
+from peerformer import events
+from peerformer.protocol.chain import Chain
+from peerformer.protocol.codec import encode
+from peerformer.protocol.collection import Collection
+from peerformer.protocol.effects import Adopt, Applied, Apply, FetchState
+from peerformer.protocol.identity import hash_of
+from peerformer.protocol.membership import peers_of
+from peerformer.protocol.messages import (
+    HEADERS_MAX,
+    NORM,
+    AskHeaders,
+    Certified,
+    Headers,
+)
+from peerformer.protocol.outbox import Outbox
+
+ASK_SECONDS = 1.0  # between two requests for headers to one peer
+ANSWER_SIZE_MAX = 1 << 20  # bytes of headers in one answer: well below a packet's limit
+NEAR_ROUNDS = 16  # a newcomer this close behind may ask to join: as a member it catches up
+HELP_SECONDS = 0.5  # between two answers to a peer that is behind
+RETRY_SECONDS = 1.0  # after a fetch of the state failed
+
+
+@dataclass(slots=True)
+class Sync:
+    """Where the installed state is, and what is under way to bring it to the tip."""
+
+    chain: Chain
+    outbox: Outbox
+    state_round: int = 0  # -1: no state at all yet
+    last: Collection | None = None  # of the newest decided round: which contributions are held
+    computed: dict[Apply, Applied | None] = field(default_factory=dict)
+    fetching: FetchState | None = None
+    began: float = 0.0
+    retry_at: float = 0.0
+    compute_failed: int = 0  # the round whose contributions could not be had, or led elsewhere
+    claims: dict[bytes, int] = field(default_factory=dict)  # tips that peers said they have
+    asked: dict[bytes, float] = field(default_factory=dict)
+    helped: dict[bytes, float] = field(default_factory=dict)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the state of the tip is installed."""
+        return self.state_round == self.chain.tip
+
+    @property
+    def is_near(self) -> bool:
+        """Whether the installed state is so recent that I could take part soon."""
+        return 0 <= self.chain.tip - self.state_round <= NEAR_ROUNDS and self.state_round >= 0
+
+    # --- headers -------------------------------------------------------------------------------
+
+    def on_claim(self, peer: bytes, tip: int, now: float) -> None:
+        """Note the tip that a peer says it has; ask it for proof if that is news."""
+        self.claims[peer] = tip
+        if tip > self.chain.tip:
+            self.ask(peer, now)
+
+    def ask(self, peer: bytes, now: float) -> None:
+        """Ask a peer for the headers after my tip, not too often."""
+        if now - self.asked.get(peer, -ASK_SECONDS) >= ASK_SECONDS:
+            self.asked[peer] = now
+            self.outbox.send(peer, AskHeaders(self.chain.tip + 1))
+
+    def on_disconnected(self, peer: bytes) -> None:
+        """Forget a peer's claim."""
+        self.claims.pop(peer, None)
+        self.asked.pop(peer, None)
+        self.helped.pop(peer, None)
+
+    def tick(self, now: float) -> None:
+        """Ask again while somebody claims more than I have; retry a failed fetch."""
+        for peer, tip in sorted(self.claims.items()):
+            if tip > self.chain.tip:
+                self.ask(peer, now)
+        self.advance(now)
+
+    def answer(self, peer: bytes, first_round: int) -> None:
+        """Send a peer certified headers from a round on."""
+        start = max(first_round, 1) - 1
+        items: list[Certified] = []
+        size_bytes = 0
+        for item in self.chain.items[start : start + HEADERS_MAX]:
+            size_bytes += len(encode(item))
+            if items and size_bytes > ANSWER_SIZE_MAX:
+                break
+            items.append(item)
+        self.outbox.send(peer, Headers(tuple(items), self.chain.tip))
+
+    def help(self, peer: bytes, number: int, now: float) -> None:
+        """R9: answer a message of an older round with what was decided since, not too often."""
+        if now - self.helped.get(peer, -HELP_SECONDS) >= HELP_SECONDS:
+            self.helped[peer] = now
+            self.answer(peer, number)
+
+    # --- state ---------------------------------------------------------------------------------
+
+    def advance(self, now: float, *, more_to_come: bool = False) -> None:
+        """Order what brings the installed state to the tip.
+
+        With `more_to_come` the tip is about to move on: a state fetched for it would be old.
+        """
+        tip = self.chain.tip
+        if self.ready or self.fetching or now < self.retry_at:
+            return
+        if 0 <= self.state_round == tip - 1 and self.compute_failed != tip:
+            self._compute()
+        elif not more_to_come:
+            self._fetch(now)
+
+    def _compute(self) -> None:
+        item = self.chain.item(self.chain.tip)
+        assert item is not None
+        header = item.header
+        if not header.contributions:
+            self._adopt(None, header.state_root)
+            return
+        seed = hash_of("sketch", header.parent, header.attestations_hash)
+        apply = Apply(header.round, header.contributions, seed)
+        if apply in self.computed:
+            outcome = self.computed[apply]
+            if outcome is not None:
+                self._judge_outcome(apply, outcome)
+            return
+        collection = self.last
+        if collection is None or collection.number != header.round:
+            self.compute_failed = header.round
+            return
+        wanted = {entry.peer: (entry.blob_hash, entry.size) for entry in header.contributions}
+        missing = collection.missing(wanted)
+        voters = self.chain.past_members[header.round].voters
+        for author in sorted(missing):
+            sources = (*(peers_of(voters, header.attesters) or ()), author)
+            collection.fetch(author, *wanted[author], sources)
+        if not missing:
+            self.computed[apply] = None
+            self.outbox.work(apply)
+
+    def on_applied(self, apply: Apply, outcome: Applied, now: float) -> None:
+        """Adopt a computed state if it is the agreed one."""
+        self.computed[apply] = outcome
+        self.advance(now)
+
+    def on_apply_failed(self, apply: Apply, now: float) -> None:
+        """The contributions were gone: fetch the state instead."""
+        self.computed.pop(apply, None)
+        self.on_fetch_failed(apply.round, now)
+
+    def on_fetch_failed(self, round_number: int, now: float) -> None:
+        """A contribution cannot be had: fetch the state instead."""
+        if round_number == self.chain.tip and not self.ready:
+            self.compute_failed = round_number
+            self.advance(now)
+
+    def _judge_outcome(self, apply: Apply, outcome: Applied) -> None:
+        item = self.chain.item(apply.round)
+        assert item is not None
+        norms = {entry.peer for entry in item.header.refused if entry.reason == NORM}
+        if outcome.state_root == item.header.state_root and norms == set(outcome.out_of_norm):
+            self._adopt(apply, outcome.state_root)
+        else:
+            # A quorum computed another root from the same bytes: my own state must be damaged.
+            self.compute_failed = apply.round
+
+    def _adopt(self, apply: Apply | None, state_root: bytes) -> None:
+        item = self.chain.item(self.chain.tip)
+        assert item is not None
+        me = self.outbox.keys.peer_id
+        refused = {entry.peer for entry in item.header.refused}
+        accepted = any(entry.peer == me for entry in item.header.contributions)
+        self.outbox.work(
+            Adopt(item.header.round, apply, state_root, accepted and me not in refused)
+        )
+        self.state_round = self.chain.tip
+        self.computed = {}
+
+    def _fetch(self, now: float) -> None:
+        tip, root = self.chain.tip, self.chain.state_root
+        peers = [p for p, tip in self.claims.items() if tip >= self.chain.tip]
+        sources = tuple(sorted(peers)) or tuple(sorted(self.outbox.connected))
+        if not sources:
+            return
+        self.fetching = FetchState(tip, root, self.chain.genesis.state_size, sources)
+        self.began = now
+        self.outbox.report(events.SyncStarted(from_round=max(self.state_round, 0), to_round=tip))
+        self.outbox.work(self.fetching)
+
+    def on_state_fetched(self, work: FetchState, *, succeeded: bool, now: float) -> None:
+        """Note that a state was installed, or try again, perhaps for a newer round."""
+        self.fetching = None
+        if succeeded:
+            self.state_round = work.round
+            self.outbox.report(
+                events.SyncFinished(
+                    round=work.round,
+                    state_root=work.state_root.hex(),
+                    bytes=work.size,
+                    seconds=now - self.began,
+                )
+            )
+        else:
+            self.retry_at = now + RETRY_SECONDS
+        self.advance(now)

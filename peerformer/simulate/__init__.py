@@ -1,0 +1,1 @@
+"""The production peer in a world made of a seed."""

@@ -1,0 +1,76 @@
+"""A bench without tensors: the state is a hash, a contribution is a few bytes.
+
+It keeps the promises that the protocol relies on (the same contributions on the same state give the
+same root, and nothing else does) and makes a world of many rounds cheap.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from peerformer.peer import Made
+from peerformer.protocol.effects import Applied, Apply, Checked
+from peerformer.protocol.identity import hash_of
+from peerformer.protocol.merkle import state_root
+
+BLOB_SIZE_BYTES = 40
+STATE_SIZE_BYTES = 32
+POISON = b"\xff" * 8
+
+
+def first_state() -> bytes:
+    """Return the state of round 0."""
+    return hash_of("toy state")
+
+
+@dataclass(slots=True)
+class ToyBench:
+    """A bench whose state is 32 bytes."""
+
+    me: bytes
+    poisons: bool = False
+    life: int = 0  # training again after a restart makes another blob, as real training does
+    state: bytes = field(default_factory=first_state)
+    round: int = 0
+    computed: dict[bytes, bytes] = field(default_factory=dict)  # root -> state
+
+    def train(self, round_number: int, seed: bytes, should_stop: Callable[[], bool]) -> Made | None:
+        """Make a blob of the state and the seed; a poisoner's begins with POISON."""
+        mark = POISON if self.poisons else bytes(8)
+        return Made(
+            mark + hash_of("toy blob", self.state, seed, bytes([self.life % 256])), bytes(32), 100
+        )
+
+    def check(self, blob: bytes, score_seed: bytes | None) -> Checked:
+        """Score poison as harmful."""
+        if len(blob) != BLOB_SIZE_BYTES:
+            return Checked("length", None)
+        harmful = blob.startswith(POISON)
+        return Checked(None, None if score_seed is None else (-10_000 if harmful else 10_000))
+
+    def apply(
+        self, round_number: int, blobs: list[tuple[bytes, bytes]], seed: bytes
+    ) -> Applied | None:
+        """Hash the contributions onto the state."""
+        if round_number != self.round + 1:
+            return None
+        parts = [part for pair in blobs for part in pair]
+        state = hash_of("toy state", self.state, seed, *parts)
+        root = state_root(state)
+        self.computed[root] = state
+        return Applied(root, ())
+
+    def adopt(self, round_number: int, apply: Apply | None, root: bytes, *, accepted: bool) -> bool:
+        """Move to a computed state."""
+        if apply is not None:
+            if root not in self.computed:
+                return False
+            self.state = self.computed[root]
+        self.round, self.computed = round_number, {}
+        return state_root(self.state) == root
+
+    def install(self, round_number: int, root: bytes, state: bytes) -> bool:
+        """Move to a fetched state."""
+        if state_root(state) != root:
+            return False
+        self.state, self.round, self.computed = state, round_number, {}
+        return True

@@ -1,0 +1,1 @@
+"""One replica and the loop that trains it: loss, gradients, update, checkpoint."""

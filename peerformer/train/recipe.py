@@ -1,0 +1,39 @@
+"""How a swarm trains, as its genesis carries it: canonical JSON of what must be alike.
+
+The protocol binds these bytes and never opens them. Only what all peers must share stands here;
+where a peer's text lies, and how many threads it uses, is its own affair.
+"""
+
+import json
+from dataclasses import replace
+
+from peerformer.config import Config, DataConfig
+from peerformer.errors import ConfigError
+from peerformer.settings import from_json, to_json
+
+_SHARED = ("model", "optimizer", "training", "swarm", "size")
+_OWN_TRAINING = ("threads", "dtype", "keep_checkpoints", "checkpoint_every", "validate_every")
+
+
+def recipe_bytes(config: Config) -> bytes:
+    """Return the canonical recipe of a configuration."""
+    everything = to_json(config)
+    shared = {name: everything[name] for name in _SHARED}
+    shared["training"] = {k: v for k, v in shared["training"].items() if k not in _OWN_TRAINING}
+    shared["data"] = {"vocab_size": everything["data"]["vocab_size"]}  # the tokenizer's, as it was
+    return json.dumps(shared, sort_keys=True, separators=(",", ":")).encode()
+
+
+def recipe_config(recipe: bytes, *, threads: int = 0, data: DataConfig | None = None) -> Config:
+    """Return the configuration that a recipe stands for, with this peer's own settings.
+
+    Raises:
+        ConfigError: if the recipe is not one that this version can follow.
+    """
+    try:
+        mapping = json.loads(recipe)
+    except ValueError as error:
+        raise ConfigError("the swarm's recipe is not JSON", why=str(error)) from error
+    config = from_json(mapping, where="the swarm's recipe")
+    training = replace(config.training, threads=threads)
+    return replace(config, training=training, data=data or config.data)

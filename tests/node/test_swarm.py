@@ -1,0 +1,150 @@
+"""Real processes over real sockets: a small swarm founded, killed, restarted, joined and lied
+to."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peerformer import events
+from peerformer.events import read_journal
+from peerformer.node.assemble import PeerOptions
+from peerformer.node.directory import SwarmDirectory
+from peerformer.node.overview import overview
+from peerformer.node.supervisor import Supervisor
+from peerformer.settings import resolve
+
+SECONDS_MAX = 90.0
+SMALL = {
+    "size": "nano",
+    "model.hidden_size": 32,
+    "model.intermediate_size": 64,
+    "model.num_layers": 1,
+    "model.num_heads": 2,
+    "model.num_kv_heads": 1,
+    "model.head_dim": 16,
+    "model.max_positions": 32,
+    "data.path": "synthetic:1",
+    "data.vocab_size": 300,
+    "training.sequence_length": 32,
+    "training.batch_size": 4,
+    "swarm.inner_steps": 4,
+}
+
+
+def small(peers: int, **more: object) -> Any:
+    """The configuration of a swarm that decides a round in a second or two."""
+    overrides = {name: value for name, value in SMALL.items() if name != "size"}
+    return resolve(size="nano", overrides={**overrides, "swarm.peers": peers, **more}).config
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
+    """A supervisor whose peers are stopped at the end, whatever happens."""
+    made = Supervisor(SwarmDirectory(tmp_path / "swarm"))
+    yield made
+    made.stop()
+
+
+def start(supervisor: Supervisor, attacks: dict[str, str] | None = None) -> list[str]:
+    """Start all peers with a directory; returns their names."""
+    names = [directory.name for directory in supervisor.swarm.peers()]
+    children = [
+        supervisor.start(name, PeerOptions(threads=1, attack=(attacks or {}).get(name)))
+        for name in names
+    ]
+    supervisor.await_listening(children)
+    return names
+
+
+def until(supervisor: Supervisor, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Look until a condition holds; fails with the last look after a while."""
+    deadline = time.monotonic() + SECONDS_MAX
+    while True:
+        now = overview(supervisor.swarm)
+        if condition(now):
+            return now
+        assert time.monotonic() < deadline, now
+        time.sleep(0.1)
+
+
+def row(now: dict[str, Any], name: str) -> dict[str, Any]:
+    """The row of one peer."""
+    return next(row for row in now["peers"] if row["name"] == name)
+
+
+def at_round(supervisor: Supervisor, number: int, names: list[str]) -> dict[str, Any]:
+    """Wait until these peers hold the state of a round or a later one."""
+    return until(
+        supervisor, lambda now: all((row(now, n)["state_round"] or 0) >= number for n in names)
+    )
+
+
+def roots(supervisor: Supervisor, name: str) -> dict[int, str]:
+    """The state roots that a peer's journal says were decided."""
+    journal = read_journal(supervisor.swarm.peer(name).journal)
+    return {e.round: e.state_root for e in journal if isinstance(e, events.RoundCommitted)}
+
+
+@pytest.mark.timeout(200)
+def test_a_killed_peer_comes_back_to_the_state_of_the_others(supervisor: Supervisor) -> None:
+    supervisor.found(small(4), lambda _: None)
+    names = start(supervisor)
+    at_round(supervisor, 2, names)
+    victim = names[-1]
+    supervisor.kill(victim)
+    others = names[:-1]
+    decided = overview(supervisor.swarm)["round"]
+    at_round(supervisor, decided + 2, others)
+    supervisor.await_listening([supervisor.start(victim)])
+    decided = overview(supervisor.swarm)["round"]
+    at_round(supervisor, decided + 2, names)
+    by_peer = [roots(supervisor, name) for name in names]
+    shared = set.intersection(*(set(found) for found in by_peer))
+    assert len(shared) >= 3
+    for number in shared:
+        assert len({found[number] for found in by_peer}) == 1, number
+
+
+@pytest.mark.timeout(200)
+def test_a_newcomer_joins_and_an_equivocator_is_evicted(supervisor: Supervisor) -> None:
+    config = small(4)
+    supervisor.found(config, lambda _: None)
+    names = start(supervisor)
+    newcomer = supervisor.add(None)
+    until(supervisor, lambda now: row(now, newcomer)["role"] == "voter")
+    at_round(supervisor, overview(supervisor.swarm)["round"] + 1, [*names, newcomer])
+    liar = names[0]
+    supervisor.order(liar, "lie", "equivocate")
+    until(supervisor, lambda now: row(now, liar)["state"] == "evicted")
+    honest = [*names[1:], newcomer]
+    at_round(supervisor, overview(supervisor.swarm)["round"] + 1, honest)
+    evicted = [
+        event.name
+        for event in read_journal(supervisor.swarm.peer(honest[0]).journal)
+        if isinstance(event, events.PeerEvicted)
+    ]
+    assert evicted == [liar]
+    supervisor.children[liar].process.join(20)
+    assert supervisor.children[liar].process.exitcode == 5
+
+
+@pytest.mark.timeout(200)
+def test_a_stopped_swarm_goes_on_where_it_was(supervisor: Supervisor) -> None:
+    supervisor.found(small(4), lambda _: None)
+    names = start(supervisor)
+    at_round(supervisor, 2, names)
+    supervisor.stop()
+    before = {name: roots(supervisor, name) for name in names}
+    again = Supervisor(supervisor.swarm)
+    try:
+        start(again)
+        last = max(max(found) for found in before.values())
+        at_round(again, last + 1, names)
+        for name in names:
+            now = roots(again, name)
+            assert {n: now[n] for n in before[name]} == before[name]
+    finally:
+        again.stop()
