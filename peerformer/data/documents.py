@@ -52,8 +52,8 @@ def clean(text: str) -> str:
 
     Composes characters (NFC) and keeps at most two blank lines in a row; all else stays.
     """
-    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
-    text = _TRAILING.sub("\n", _CONTROL.sub("", text))
+    text = _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = _TRAILING.sub("\n", unicodedata.normalize("NFC", text) + "\n")
     return _BLANK_LINES.sub("\n\n\n", text).strip("\n") + "\n" if text.strip() else ""
 
 
