@@ -7,7 +7,9 @@ English technical prose on every machine that can run this, and nothing is downl
 """
 
 import ast
+import codecs
 import importlib.util
+import json
 import os
 import re
 import sys
@@ -16,6 +18,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from itertools import chain
 from pathlib import Path
 
@@ -26,8 +29,6 @@ from peerformer.errors import DataError
 
 DOCUMENT_CHARACTERS_MAX = 65_536  # a longer file is cut, so that a share of it can be held out
 DOCSTRING_CHARACTERS_MIN = 120  # shorter ones are mostly signatures
-SNIFFED_BYTES = 8_192
-FILE_BYTES_MAX = 256_000_000
 CACHE_VARIABLE = "PEERFORMER_CACHE"
 _SEPARATOR = "\x00"
 
@@ -59,14 +60,16 @@ def clean(text: str) -> str:
 
 def cut(text: str, characters_max: int = DOCUMENT_CHARACTERS_MAX) -> Iterator[str]:
     """Yield pieces of at most so many characters, cut at blank lines where there are any."""
-    while len(text) > characters_max:
-        end = text.rfind("\n\n", characters_max // 2, characters_max)
-        end = text.rfind("\n", 1, characters_max) if end < 0 else end + 1
-        end = characters_max if end <= 0 else end + 1
-        yield text[:end]
-        text = text[end:]
-    if text.strip():
-        yield text
+    start = 0  # pieces are taken by position: what remains is never copied
+    while len(text) - start > characters_max:
+        most = start + characters_max
+        end = text.rfind("\n\n", start + characters_max // 2, most)
+        end = text.rfind("\n", start + 1, most) if end < 0 else end + 1
+        end = most if end < 0 else end + 1
+        yield text[start:end]
+        start = end
+    if text[start:].strip():
+        yield text[start:]
 
 
 def read_documents(
@@ -83,10 +86,10 @@ def read_documents(
         DataError: if the path does not exist, cannot be read, or holds no text at all.
     """
     skipped = [] if skipped is None else skipped
-    files = _files_of(path)
     taken = 0
-    for file in files:
-        text, fault = _read_text(file)
+    for file in text_files(path, skipped):
+        # Read no further than needed, and one document more so that the limit is reached.
+        text, fault = _read_text(file, max_bytes - taken + DOCUMENT_CHARACTERS_MAX)
         if fault is not None:
             skipped.append((str(file), fault))
             continue
@@ -105,39 +108,56 @@ def read_documents(
         )
 
 
-def _files_of(path: Path) -> list[Path]:
-    if not path.exists():
-        raise DataError(
-            f"there is no {path}", where=str(path.absolute()), hint="check the path of --data"
-        )
-    if path.is_file():
-        return [path]
+def text_files(path: Path, skipped: Skipped | None = None) -> list[Path]:
+    """Return the files that `read_documents` would try, in its order.
+
+    Raises:
+        DataError: if there is no such file or folder, or it cannot be looked into.
+    """
     try:
+        if path.is_file():
+            return [path]
         os.listdir(path)
-    except OSError as error:
+    except FileNotFoundError as error:
         raise DataError(
-            f"the folder {path} cannot be read", where=str(path), why=error.strerror
+            f"there is no {path}",
+            where=str(path.absolute()),
+            why=error.strerror,
+            hint="check the path of --data",
         ) from error
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read",
+            where=str(path),
+            why=getattr(error, "strerror", None) or str(error),
+            hint="give a text file or a folder that you may read: --data PATH",
+        ) from error
+    noted = [] if skipped is None else skipped
+
+    def note(error: OSError) -> None:
+        noted.append((str(error.filename), f"cannot be read: {error.strerror}"))
+
     found = []
-    for folder, folders, names in os.walk(path):
+    for folder, folders, names in os.walk(path, onerror=note):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(folder) / name for name in sorted(names) if not name.startswith(".")]
     return found
 
 
-def _read_text(file: Path) -> tuple[str, str | None]:
+def _read_text(file: Path, bytes_max: int) -> tuple[str, str | None]:
     try:
         if not file.is_file():
             return "", "not a regular file"
-        if file.stat().st_size > FILE_BYTES_MAX:
-            return "", f"larger than {FILE_BYTES_MAX // 1_000_000} MB"
-        data = file.read_bytes()
+        with file.open("rb") as opened:
+            data = opened.read(bytes_max)
+            whole = not opened.read(1)
     except OSError as error:
         return "", f"cannot be read: {error.strerror}"
-    if b"\x00" in data[:SNIFFED_BYTES]:
+    if b"\x00" in data:
         return "", "binary"
     try:
-        text = data.decode("utf-8-sig")
+        # Where the reading stopped may be the middle of a character: only a whole file must end.
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=whole)
     except UnicodeDecodeError:
         return "", "not UTF-8 text"
     return (text, None) if text.strip() else ("", "empty")
@@ -150,15 +170,31 @@ def default_documents(*, max_bytes: int) -> Iterator[Document]:
     """Yield the documentation that Python, NumPy and PyTorch carry here, without duplicates.
 
     The order is the same at every call: Python's language reference first, then docstrings, module
-    by module. The first reading takes some seconds for each few megabytes and is cached.
+    by module. The first reading takes some seconds for each few megabytes and is cached, as far
+    as it went.
+
+    Raises:
+        DataError: if this machine carries none.
     """
     cache = default_text_cache()
-    taken = 0
-    for document in _cached(cache) or _extract(cache):
+    known = _cached(cache, max_bytes)
+    kept: list[Document] = []
+    taken, complete = 0, True
+    for document in _extract() if known is None else known:
         taken += len(document.text.encode())
+        kept.append(document)
         yield document
         if taken >= max_bytes:
-            return
+            complete = False
+            break
+    if known is None:
+        _keep(cache, kept, taken, complete=complete)
+    if not kept:
+        raise DataError(
+            "no documentation of Python, NumPy or PyTorch was found here",
+            why="their sources are not installed as files",
+            hint="give a text file, or a folder with text files: --data PATH",
+        )
 
 
 def default_text_cache() -> Path:
@@ -171,42 +207,46 @@ def default_text_cache() -> Path:
 
 
 def _version_of(package: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
     try:
-        return version(package)
-    except PackageNotFoundError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return None
 
 
-def _cached(cache: Path) -> Iterator[Document] | None:
+def _cached(cache: Path, max_bytes: int) -> Iterator[Document] | None:
+    """Return what was kept, unless it is damaged or does not reach so far."""
     try:
-        text = cache.read_text(encoding="utf-8")
-    except OSError:
+        first, _, body = cache.read_bytes().partition(b"\n")
+        header = json.loads(first)
+        reaches = header["complete"] or header["bytes"] >= max_bytes
+        if not reaches or header["digest"] != blake3(body).hexdigest():
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    pieces = text.split(_SEPARATOR)
+    pieces = body.decode().split(_SEPARATOR)
     return (Document(pieces[i], pieces[i + 1]) for i in range(0, len(pieces) - 1, 2))
 
 
-def _extract(cache: Path) -> Iterator[Document]:
-    """Yield what is extracted, and keep it once all of it has been."""
-    kept: list[Document] = []
+def _keep(cache: Path, documents: list[Document], size: int, *, complete: bool) -> None:
+    body = "".join(f"{d.source}{_SEPARATOR}{d.text}{_SEPARATOR}" for d in documents).encode()
+    header = {"complete": complete, "bytes": size, "digest": blake3(body).hexdigest()}
+    temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(json.dumps(header).encode() + b"\n" + body)
+        temporary.replace(cache)
+    except OSError:
+        return  # a cache that cannot be written only costs time
+
+
+def _extract() -> Iterator[Document]:
     seen: set[bytes] = set()
     for source, text in chain(_language_reference(), _installed()):
         for piece in cut(clean(text)):
             digest = blake3(piece.encode()).digest()
             if digest not in seen:
                 seen.add(digest)
-                kept.append(Document(source, piece))
-                yield kept[-1]
-    joined = "".join(f"{d.source}{_SEPARATOR}{d.text}{_SEPARATOR}" for d in kept)
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
-        temporary.write_text(joined, encoding="utf-8")
-        temporary.replace(cache)
-    except OSError:
-        return  # a cache that cannot be written only costs time
+                yield Document(source, piece)
 
 
 def _language_reference() -> Iterator[tuple[str, str]]:

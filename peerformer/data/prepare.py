@@ -22,6 +22,7 @@ from peerformer.data.documents import (
     default_documents,
     default_text_cache,
     read_documents,
+    text_files,
 )
 from peerformer.data.shards import ShardSet, open_shards, write_shards
 from peerformer.data.synthetic import synthetic_documents
@@ -29,10 +30,12 @@ from peerformer.data.tokenizer import FILE_NAME, Tokenizer, load_tokenizer, trai
 from peerformer.errors import DataError
 
 RECORD = "prepared.json"
-VERSION = 1
+VERSION = 2
 SYNTHETIC = "synthetic"
 SYNTHETIC_DOCUMENTS = 2_000
+SEED_DIGITS_MAX = 20
 TOKENIZER_CHARACTERS_MAX = 20_000_000  # more text hardly changes a vocabulary
+HELD_OUT_CHARACTERS_MIN = 8_192  # else a window does not fit in what little text holds out
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,10 @@ def prepare(
         "skipped": skipped,
     }
     temporary = directory / f".{RECORD}.{os.getpid()}"
-    temporary.write_text(json.dumps(record))
+    with temporary.open("w") as file:
+        file.write(json.dumps(record))
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(directory / RECORD)
     return _reopen(directory, record)
 
@@ -89,8 +95,9 @@ def split(
 ) -> tuple[list[Document], list[Document]]:
     """Split into training and held-out documents by the hash of their text.
 
-    Both sides hold something: a single document is cut in two, and if no hash falls on one side the
-    document nearest to the border changes sides.
+    Both sides hold something: a single document is cut in two, and if too little falls on one side
+    the documents nearest to the border change sides. Held out are at least some thousand
+    characters, or a tenth of the text where there is little.
     """
     if len(documents) == 1:
         text, source = documents[0].text, documents[0].source
@@ -99,11 +106,11 @@ def split(
             pieces = [text[: len(text) // 2], text[len(text) // 2 :]]
         documents = [Document(source, piece) for piece in pieces]
     ranked = sorted(documents, key=_rank)
-    held_out = [d for d in ranked if _rank(d) < validation_fraction * 2**64]
-    if not held_out:
-        held_out = ranked[:1]
-    elif len(held_out) == len(ranked):
-        held_out = ranked[:-1]
+    count = sum(_rank(d) < validation_fraction * 2**64 for d in ranked)
+    wanted = min(HELD_OUT_CHARACTERS_MIN, sum(len(d.text) for d in documents) // 10)
+    while count < 1 or sum(len(d.text) for d in ranked[:count]) < wanted:
+        count += 1
+    held_out = ranked[: min(count, len(ranked) - 1)]
     chosen = {id(document) for document in held_out}
     return [d for d in documents if id(d) not in chosen], held_out
 
@@ -125,10 +132,24 @@ def _documents(config: DataConfig, skipped: Skipped) -> Iterator[Document]:
         return default_documents(max_bytes=config.max_bytes)
     kind, _, seed = config.path.partition(":")
     if kind == SYNTHETIC:
-        if seed and not seed.isdigit():
-            raise DataError(f"{config.path} has no seed", hint=f"--data {SYNTHETIC}:1")
-        return synthetic_documents(int(seed or 0), SYNTHETIC_DOCUMENTS)
+        if seed and not (seed.isdecimal() and len(seed) <= SEED_DIGITS_MAX):
+            raise DataError(
+                f"{config.path} has no usable seed",
+                where="--data",
+                why="a seed is a whole number",
+                hint=f"--data {SYNTHETIC}:1",
+            )
+        return _limited(synthetic_documents(int(seed or 0), SYNTHETIC_DOCUMENTS), config.max_bytes)
     return read_documents(Path(config.path), max_bytes=config.max_bytes, skipped=skipped)
+
+
+def _limited(documents: Iterator[Document], max_bytes: int) -> Iterator[Document]:
+    taken = 0
+    for document in documents:
+        yield document
+        taken += len(document.text.encode())
+        if taken >= max_bytes:
+            return
 
 
 def _fingerprint(config: DataConfig) -> str:
@@ -145,12 +166,12 @@ def _fingerprint(config: DataConfig) -> str:
     if config.path is None:
         parts.append(default_text_cache().name)
     elif config.path.split(":")[0] != SYNTHETIC:
-        root = Path(config.path)
-        files = sorted(root.rglob("*")) if root.is_dir() else [root]
-        for file in files:
-            if file.is_file():
+        for file in text_files(Path(config.path)):
+            try:
                 status = file.stat()
-                parts.append((str(file), status.st_size, status.st_mtime_ns))
+            except OSError:
+                continue  # a link to nowhere, say: nothing is read from it
+            parts.append((str(file), status.st_size, status.st_mtime_ns))
     return blake3(json.dumps(parts).encode()).hexdigest()
 
 
@@ -183,6 +204,7 @@ def _write(
             directory / name,
             vocab_size=tokenizer.vocab_size,
             end_of_text_id=tokenizer.end_of_text_id,
+            tokenizer_digest=tokenizer.digest(),
         )
     tokenizer.save(directory / FILE_NAME)
 
@@ -197,10 +219,20 @@ def _encoded(
 
 def _reopen(directory: Path, record: dict[str, object]) -> Prepared:
     skipped = record.get("skipped") or []
+    tokenizer = load_tokenizer(directory / FILE_NAME)
+    train = open_shards(directory / "train", verify=True)
+    validation = open_shards(directory / "validation", verify=True)
+    if {train.tokenizer_digest, validation.tokenizer_digest} != {tokenizer.digest()}:
+        raise DataError(
+            "prepared text is of another tokenizer",
+            where=str(directory / FILE_NAME),
+            why="the tokenizer was replaced after the text was turned into tokens",
+            hint=f"delete {directory} and run the command again: it prepares the text anew",
+        )
     return Prepared(
-        load_tokenizer(directory / FILE_NAME),
-        open_shards(directory / "train", verify=True),
-        open_shards(directory / "validation", verify=True),
+        tokenizer,
+        train,
+        validation,
         str(record.get("description", "")),
         tuple((str(name), str(reason)) for name, reason in skipped),  # type: ignore[attr-defined]
     )

@@ -33,6 +33,7 @@ class ShardSet:
     vocab_size: int
     num_bytes: int
     digest: str
+    tokenizer_digest: str = ""  # which tokenizer made the tokens, if that is written down
 
     @property
     def num_tokens(self) -> int:
@@ -90,6 +91,7 @@ def write_shards(
     vocab_size: int,
     end_of_text_id: int,
     shard_tokens: int = SHARD_TOKENS,
+    tokenizer_digest: str = "",
 ) -> ShardSet:
     """Write (tokens, bytes of text) of each document, each ended by the end-of-text token.
 
@@ -121,6 +123,7 @@ def write_shards(
         "format": FORMAT,
         "vocab_size": vocab_size,
         "bytes": num_bytes,
+        "tokenizer": tokenizer_digest,
         "shards": entries,
     }
     _write(directory / INDEX, json.dumps(index, indent=1).encode())
@@ -153,7 +156,10 @@ def open_shards(directory: Path, *, verify: bool) -> ShardSet:
             raise ValueError(f"format {index['format']}")
         entries = [(str(e["file"]), int(e["tokens"]), str(e["digest"])) for e in index["shards"]]
         vocab_size, num_bytes = int(index["vocab_size"]), int(index["bytes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        tokenizer_digest = str(index.get("tokenizer", ""))
+        if vocab_size < 1 or num_bytes < 0 or any(tokens < 1 for _, tokens, _ in entries):
+            raise ValueError("a size in it is impossible")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise _damaged(index_file, f"its index cannot be read: {error}") from error
     kind = _kind(vocab_size)
     parts = []
@@ -167,7 +173,7 @@ def open_shards(directory: Path, *, verify: bool) -> ShardSet:
             raise _damaged(path, "its digest is another one")
         parts.append(np.memmap(path, dtype=kind, mode="r"))
     joined = blake3("".join(digest for _, _, digest in entries).encode()).hexdigest()
-    return ShardSet(tuple(parts), vocab_size, num_bytes, joined)
+    return ShardSet(tuple(parts), vocab_size, num_bytes, joined, tokenizer_digest)
 
 
 def _damaged(path: Path, why: str) -> DataError:

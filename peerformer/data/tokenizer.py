@@ -20,8 +20,20 @@ from peerformer.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
 FILE_NAME = "tokenizer.json"
+RUN_FOLDER = "data"  # where a run keeps what it prepared
 FILE_BYTES_MAX = 64_000_000
-BATCH_TEXTS = 512
+BATCH_CHARACTERS = 1_000_000  # encoded at once; what the library holds for each is 40 times that
+PARALLELISM_VARIABLE = "TOKENIZERS_PARALLELISM"
+
+
+def _work_alone() -> None:
+    os.environ[PARALLELISM_VARIABLE] = "false"
+
+
+# A forked child inherits the library's thread pool without its threads and would wait for them
+# for ever, at least where the variable is set to true.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_work_alone)
 
 
 class Tokenizer:
@@ -29,11 +41,20 @@ class Tokenizer:
 
     def __init__(self, inner: _Tokenizer, data: bytes) -> None:
         inner.encode_special_tokens = True  # what a text says is text, never a command
+        inner.no_truncation()  # a file may ask for either; documents are encoded whole
+        inner.no_padding()
         self._inner, self._data = inner, data
-        self.vocab_size: int = inner.get_vocab_size()
+        self.vocab_size: int = 1 + max(inner.get_vocab().values(), default=-1)  # ids may have gaps
+        added = inner.get_added_tokens_decoder()
+        self._specials = frozenset(token for token, what in added.items() if what.special)
+        self._added = frozenset(added)
         end = inner.token_to_id(END_OF_TEXT)
         if end is None:
-            raise DataError(f"the tokenizer has no {END_OF_TEXT} token")
+            raise DataError(
+                f"the tokenizer has no {END_OF_TEXT} token",
+                why="documents are told apart by it",
+                hint="give another tokenizer.json, or none: one is trained on the data",
+            )
         self.end_of_text_id: int = end
 
     @classmethod
@@ -74,12 +95,16 @@ class Tokenizer:
 
     def encode_documents(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """Return the token ids of many texts."""
-        encoded = []
-        for start in range(0, len(texts), BATCH_TEXTS):
-            batch = self._inner.encode_batch(
-                list(texts[start : start + BATCH_TEXTS]), add_special_tokens=False
-            )
-            encoded += [np.asarray(one.ids, dtype=np.uint32) for one in batch]
+        encoded: list[NDArray[np.uint32]] = []
+        batch: list[str] = []
+        held = 0
+        for index, text in enumerate(texts, 1):
+            batch.append(text)
+            held += len(text)
+            if held >= BATCH_CHARACTERS or index == len(texts):
+                done = self._inner.encode_batch_fast(batch, add_special_tokens=False)
+                encoded += [np.asarray(one.ids, dtype=np.uint32) for one in done]
+                batch, held = [], 0
         return encoded
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -88,15 +113,17 @@ class Tokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that a token stands for; none for a special token."""
-        if token == self.end_of_text_id:
+        if token == self.end_of_text_id or token in self._specials:
             return b""
         piece = self._inner.id_to_token(token)
         if piece is None:
             return b""
+        if token in self._added:
+            return piece.encode()  # an added token is written as it is
         try:
             return bytes(_BYTE_OF[character] for character in piece)
         except KeyError:
-            return piece.encode()  # an added token is written as it is
+            return piece.encode()  # of a vocabulary that is not one of bytes
 
     def byte_lengths_V(self) -> NDArray[np.int32]:
         """Return the number of bytes of each token, (V,)."""
@@ -156,14 +183,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
-    """Return the tokenizer of a tokenizer.json, or of a directory that holds one.
+    """Return the tokenizer of a tokenizer.json, or of a checkpoint, run or directory with one.
 
     Raises:
         DataError: if there is none, or it cannot be read.
     """
     file = Path(path)
-    file = file / FILE_NAME if file.is_dir() else file
     try:
+        if file.is_dir():
+            inside = file / RUN_FOLDER / FILE_NAME
+            file = file / FILE_NAME
+            file = inside if not file.exists() and inside.exists() else file
         if file.stat().st_size > FILE_BYTES_MAX:
             raise DataError("the tokenizer is too large to be one", where=str(file))
         data = file.read_bytes()

@@ -2,7 +2,9 @@
 
 Keys are 32 opaque bytes; whoever fetches verifies. A contribution is held hidden until it is
 revealed: a request for it waits, so that the fetching peer need not ask again and again. Bytes are
-kept on disk; views are made on demand. Safe to call from the bench's thread.
+kept on disk, under a name that says whether they are durable and whether they are hidden, so that
+a restart neither serves what was not revealed nor trusts what may be torn; views are made on
+demand. Safe to call from the bench's thread.
 """
 
 import asyncio
@@ -14,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 READ_BYTES = 256 * 1024
+KEY_SIZE_BYTES = 32
+DURABLE, HIDDEN, CACHED = "durable", "hidden", "cached"  # how a file's name ends
 Read = Callable[[int, int], bytes | memoryview]
 
 
@@ -25,6 +29,23 @@ class Blob:
     read: Read
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A file that is held: its size, and how its name ends."""
+
+    size: int
+    kind: str
+
+
+def _parsed(name: str) -> tuple[bytes | None, str]:
+    stem, _, kind = name.partition(".")
+    try:
+        key = bytes.fromhex(stem)
+    except ValueError:
+        return None, kind
+    return (key if len(key) == KEY_SIZE_BYTES else None), kind
+
+
 class BlobStore:
     """The blobs of one peer, under a directory; the oldest go when `bytes_max` is exceeded."""
 
@@ -33,46 +54,59 @@ class BlobStore:
         self._directory, self._bytes_max = directory, bytes_max
         self._lock = threading.Lock()
         self._views: dict[bytes, Blob] = {}
-        self._files: OrderedDict[bytes, int] = OrderedDict()  # key -> size, oldest first
-        self._hidden: set[bytes] = set()
+        self._files: OrderedDict[bytes, Held] = OrderedDict()  # oldest first
         self._waiting: dict[bytes, list[tuple[asyncio.AbstractEventLoop, asyncio.Event]]] = {}
         for path in sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime):
-            if len(path.name) == 64:
-                self._files[bytes.fromhex(path.name)] = path.stat().st_size
+            key, kind = _parsed(path.name)
+            if key is not None and kind in (DURABLE, HIDDEN):
+                self._files[key] = Held(path.stat().st_size, kind)
             else:
-                path.unlink()  # cut short by a crash
+                path.unlink()  # cut short by a crash, or never meant to outlive it
 
-    def _path(self, key: bytes) -> Path:
-        return self._directory / key.hex()
+    def _path(self, key: bytes, kind: str) -> Path:
+        return self._directory / f"{key.hex()}.{kind}"
 
     def put(self, key: bytes, data: bytes, *, durable: bool, hidden: bool = False) -> None:
         """Hold bytes; on disk for good when it returns if `durable`, served unless `hidden`."""
+        kind = HIDDEN if hidden else DURABLE if durable else CACHED
         temporary = self._directory / f".{key.hex()}.part"
         with temporary.open("wb") as file:
             file.write(data)
-            if durable:
+            if durable or hidden:
                 file.flush()
                 os.fsync(file.fileno())
-        temporary.replace(self._path(key))
-        if durable:
-            directory = os.open(self._directory, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+        temporary.replace(self._path(key, kind))
+        if durable or hidden:
+            self._sync()
         with self._lock:
-            self._files[key] = len(data)
-            if hidden:
-                self._hidden.add(key)
-            total, dropped = sum(self._files.values()), []
-            while total > self._bytes_max and len(self._files) > 1:
-                old, size = self._files.popitem(last=False)
-                total -= size
-                dropped.append(old)
-        for old in dropped:
-            self._path(old).unlink(missing_ok=True)
+            before = self._files.pop(key, None)
+            self._files[key] = Held(len(data), kind)
+            dropped = self._make_room(key)
+        if before is not None and before.kind != kind:
+            dropped.append((key, before.kind))
+        for old, old_kind in dropped:
+            self._path(old, old_kind).unlink(missing_ok=True)
         if not hidden:
             self._wake(key)
+
+    def _sync(self) -> None:
+        directory = os.open(self._directory, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def _make_room(self, newest: bytes) -> list[tuple[bytes, str]]:
+        """Choose the oldest files to go; what waits to be revealed stays."""
+        total, dropped = sum(held.size for held in self._files.values()), []
+        for key, held in list(self._files.items()):
+            if total <= self._bytes_max:
+                break
+            if key != newest and held.kind != HIDDEN:
+                del self._files[key]
+                total -= held.size
+                dropped.append((key, held.kind))
+        return dropped
 
     def put_view(self, key: bytes, size: int, read: Read) -> None:
         """Serve bytes that `read(start, length)` gives."""
@@ -83,19 +117,22 @@ class BlobStore:
     def reveal(self, key: bytes) -> None:
         """Serve a hidden blob from now on."""
         with self._lock:
-            self._hidden.discard(key)
+            held = self._files.get(key)
+            if held is not None and held.kind == HIDDEN:
+                self._path(key, HIDDEN).replace(self._path(key, DURABLE))
+                self._files[key] = Held(held.size, DURABLE)
         self._wake(key)
 
     def get(self, key: bytes) -> bytes | None:
         """Return the bytes held under a key, hidden or not."""
         with self._lock:
-            view, held = self._views.get(key), key in self._files
+            view, held = self._views.get(key), self._files.get(key)
         if view is not None:
             return bytes(view.read(0, view.size))
-        if not held:
+        if held is None:
             return None
         try:
-            return self._path(key).read_bytes()
+            return self._path(key, held.kind).read_bytes()
         except OSError:
             return None
 
@@ -108,28 +145,26 @@ class BlobStore:
         """Hold a blob no longer."""
         with self._lock:
             self._views.pop(key, None)
-            self._hidden.discard(key)
             held = self._files.pop(key, None)
         if held is not None:
-            self._path(key).unlink(missing_ok=True)
+            self._path(key, held.kind).unlink(missing_ok=True)
 
     def served(self, key: bytes) -> Blob | None:
         """Return a blob that others may have now."""
         with self._lock:
-            if key in self._hidden:
-                return None
-            if key in self._views:
-                return self._views[key]
-            size = self._files.get(key)
-        if size is None:
+            view, held = self._views.get(key), self._files.get(key)
+        if view is not None:
+            return view
+        if held is None or held.kind == HIDDEN:
             return None
+        path = self._path(key, held.kind)
 
         def read(start: int, length: int) -> bytes:
-            with self._path(key).open("rb") as file:
+            with path.open("rb") as file:
                 file.seek(start)
                 return file.read(length)
 
-        return Blob(size, read)
+        return Blob(held.size, read)
 
     async def await_served(self, key: bytes, seconds: float) -> Blob | None:
         """Return a blob as soon as others may have it, or None after so many seconds."""

@@ -107,7 +107,8 @@ class Connection:
         while not self.ended:
             await asyncio.sleep(limits.idle_seconds_max / 2)
             if loop.time() - self._heard_at > limits.silence_seconds_max:
-                self._end("silent")
+                self._reason = self._reason or "silent"
+                self._writer.transport.abort()  # it would not answer a farewell either
             elif loop.time() - self._spoke_at >= limits.idle_seconds_max and not self.ended:
                 self._write(bytes(4))
 

@@ -1,9 +1,11 @@
 """What a peer must not forget: its signed statements, locks and decided rounds, in SQLite.
 
 A record is durable when `persist` returns, before anything that rests on it is sent. The store is
-bound to one key and one chain, and to an epoch file beside it that grows at every start: a store
-that is missing, older (restored from a backup) or damaged would let the key sign twice for one
-slot, so it is refused, and no vote is ever cast from it.
+bound to one key and one chain, and to an epoch file beside it: the number of starts, and of
+transactions since. The database counts both too and is always written first, so a database that
+is behind the file was restored from a backup or lost its newest part; with it the key could sign
+twice for one slot. It is refused, like one that is missing, damaged or open elsewhere, and no vote
+is ever cast from it.
 """
 
 import os
@@ -26,9 +28,15 @@ class DurableStore:
     """The records of one peer in one swarm. `fault` is called at named points, for kill tests."""
 
     def __init__(
-        self, connection: sqlite3.Connection, fault: Callable[[str], None] = _no_fault
+        self,
+        connection: sqlite3.Connection,
+        epoch_file: Path,
+        epoch: int,
+        fault: Callable[[str], None] = _no_fault,
     ) -> None:
         self._connection, self._fault = connection, fault
+        self._epoch, self._transactions = epoch, 0
+        self._epoch_descriptor = os.open(epoch_file, os.O_WRONLY)
 
     @classmethod
     def open(
@@ -44,8 +52,9 @@ class DurableStore:
         Raises:
             IdentityError: if the store must not be voted with; it says why and what to do.
         """
-        database, epoch = directory / DATABASE, _read_epoch(directory / EPOCH)
-        if epoch and not database.exists():
+        database, epoch_file = directory / DATABASE, directory / EPOCH
+        known = _read_epoch(epoch_file)
+        if known is not None and not database.exists():
             raise IdentityError(
                 "the protocol store of this key is gone",
                 where=str(database),
@@ -54,18 +63,13 @@ class DurableStore:
             )
         try:
             connection = _connect(database)
-            _bind(connection, database, epoch, peer_id, chain_id)
-            _write_epoch(directory / EPOCH, epoch + 1)
-            with connection:
-                connection.execute("UPDATE bound SET epoch = ?", (epoch + 1,))
+            epoch = _bind(connection, database, known, peer_id, chain_id)
+            with connection:  # the database first: the file may be behind, never ahead
+                connection.execute("UPDATE bound SET epoch = ?, transactions = 0", (epoch,))
         except sqlite3.DatabaseError as error:
-            raise IdentityError(
-                "the protocol store is damaged",
-                where=str(database),
-                why=f"{error}; what this key signed can no longer be known",
-                hint=NEW_KEY,
-            ) from error
-        return cls(connection, fault)
+            raise _refused(database, error) from error
+        _write_epoch(epoch_file, epoch)
+        return cls(connection, epoch_file, epoch, fault)
 
     def persist(self, records: Sequence[tuple[str, bytes]]) -> None:
         """Write records in one transaction; all of them are durable on return.
@@ -82,8 +86,11 @@ class DurableStore:
                     if before is not None and before[0] != data:
                         raise IdentityError(f"refused to sign twice for {key}")
                 connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?)", (key, data))
+            connection.execute("UPDATE bound SET transactions = ?", (self._transactions + 1,))
             self._fault("before-commit")
         self._fault("after-commit")
+        self._transactions += 1
+        os.pwrite(self._epoch_descriptor, _epoch_line(self._epoch, self._transactions), 0)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Forget records that no restart needs."""
@@ -98,10 +105,27 @@ class DurableStore:
     def close(self) -> None:
         """Close the database."""
         self._connection.close()
+        os.close(self._epoch_descriptor)
+
+
+def _refused(database: Path, error: sqlite3.DatabaseError) -> IdentityError:
+    if "locked" in str(error):
+        return IdentityError(
+            "another process uses this peer's protocol store",
+            where=str(database),
+            hint="stop it first: one key runs in one place",
+        )
+    return IdentityError(
+        "the protocol store is damaged",
+        where=str(database),
+        why=f"{error}; what this key signed can no longer be known",
+        hint=NEW_KEY,
+    )
 
 
 def _connect(database: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(database, check_same_thread=False)
+    connection = sqlite3.connect(database, check_same_thread=False, timeout=0)
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     found = connection.execute("PRAGMA quick_check").fetchone()[0]
@@ -111,38 +135,52 @@ def _connect(database: Path) -> sqlite3.Connection:
 
 
 def _bind(
-    connection: sqlite3.Connection, database: Path, epoch: int, peer_id: bytes, chain_id: bytes
-) -> None:
+    connection: sqlite3.Connection,
+    database: Path,
+    known: tuple[int, int] | None,
+    peer_id: bytes,
+    chain_id: bytes,
+) -> int:
+    """Check that a database is this key's and the newest; returns the epoch that begins now."""
     with connection:
         connection.execute(
             "CREATE TABLE IF NOT EXISTS records (key TEXT PRIMARY KEY, data BLOB) WITHOUT ROWID"
         )
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS bound (peer BLOB, chain BLOB, epoch INTEGER)"
+            "CREATE TABLE IF NOT EXISTS bound "
+            "(peer BLOB, chain BLOB, epoch INTEGER, transactions INTEGER)"
         )
-    row = connection.execute("SELECT peer, chain, epoch FROM bound").fetchone()
-    if row is None and not epoch:
+    row = connection.execute("SELECT peer, chain, epoch, transactions FROM bound").fetchone()
+    if row is None and known is None:
         with connection:
-            connection.execute("INSERT INTO bound VALUES (?, ?, 0)", (peer_id, chain_id))
-        return
+            connection.execute("INSERT INTO bound VALUES (?, ?, 0, 0)", (peer_id, chain_id))
+        return 1
     if row is None or (bytes(row[0]), bytes(row[1])) != (peer_id, chain_id):
         raise IdentityError(
             "the protocol store belongs to another key or swarm", where=str(database), hint=NEW_KEY
         )
-    if row[2] < epoch - 1:  # one less: killed between writing the epoch file and the database
+    counted = (int(row[2]), int(row[3]))
+    first_start_was_cut_short = known is None and counted <= (1, 0)
+    if not first_start_was_cut_short and (known is None or counted < known):
         raise IdentityError(
             "the protocol store is older than it should be",
             where=str(database),
-            why=f"it is of start {row[2]}, the last was {epoch}: restored from a backup?",
+            why=f"it counts {counted}, the epoch file {known}: restored from a backup?",
             hint=NEW_KEY,
         )
+    return counted[0] + 1
 
 
-def _read_epoch(path: Path) -> int:
+def _epoch_line(epoch: int, transactions: int) -> bytes:
+    return b"%020d %020d\n" % (epoch, transactions)
+
+
+def _read_epoch(path: Path) -> tuple[int, int] | None:
     try:
-        return int(path.read_text())
+        epoch, transactions = path.read_text().split()
+        return int(epoch), int(transactions)
     except FileNotFoundError:
-        return 0
+        return None
     except (OSError, ValueError) as error:
         raise IdentityError(
             "the epoch of this peer cannot be read", where=str(path), hint=NEW_KEY
@@ -151,8 +189,8 @@ def _read_epoch(path: Path) -> int:
 
 def _write_epoch(path: Path, epoch: int) -> None:
     temporary = path.with_suffix(".part")
-    with temporary.open("w") as file:
-        file.write(str(epoch))
+    with temporary.open("wb") as file:
+        file.write(_epoch_line(epoch, 0))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -20,5 +20,5 @@ class TransportLimits:
     silence_seconds_max: float = 15.0  # then the peer counts as gone
     close_seconds_max: float = 2.0
     hold_seconds_max: float = 4.0  # a request for a blob that is not there yet waits so long
-    waiting_per_key_max: int = 64  # such requests of one peer
+    fetcher_idle_seconds_max: float = 60.0  # a blob connection without a request, or a slow reader
     idle_fetchers_max: int = 4  # idle blob connections kept per peer

@@ -7,10 +7,12 @@ three times as much CPU as TLS itself).
 
 import asyncio
 import struct
+from collections.abc import Callable
 from typing import cast
 
 from peerformer.node.blobs import READ_BYTES, BlobStore
 from peerformer.node.connection import Traffic
+from peerformer.node.limits import TransportLimits
 
 REQUEST = struct.Struct("<32sQQ")
 ANSWER = struct.Struct("<BQ")
@@ -120,18 +122,25 @@ async def serve_blobs(
     writer: asyncio.StreamWriter,
     store: BlobStore | None,
     *,
-    allowed: bool,
-    hold_seconds: float,
+    allowed: Callable[[], bool],
+    limits: TransportLimits,
     traffic: Traffic,
 ) -> None:
-    """Answer the requests of one connection until it ends."""
+    """Answer the requests of one connection until it ends, or idles or crawls for too long.
+
+    Raises:
+        TimeoutError, OSError, EOFError: the connection is over.
+    """
+    idle_seconds = limits.fetcher_idle_seconds_max
     while True:
-        key, offset, length = REQUEST.unpack(await reader.readexactly(REQUEST.size))
-        if store is None or not allowed:
+        async with asyncio.timeout(idle_seconds):
+            request = await reader.readexactly(REQUEST.size)
+        key, offset, length = REQUEST.unpack(request)
+        if store is None or not allowed():
             writer.write(ANSWER.pack(REFUSED, 0))
             await writer.drain()
             return
-        blob = await store.await_served(key, hold_seconds)
+        blob = await store.await_served(key, limits.hold_seconds_max)
         if blob is None or offset + length > blob.size:
             writer.write(ANSWER.pack(ABSENT, 0))
             await writer.drain()
@@ -141,4 +150,5 @@ async def serve_blobs(
             piece = blob.read(start, min(READ_BYTES, offset + length - start))
             traffic.sent += len(piece)
             writer.write(piece)
-            await writer.drain()
+            async with asyncio.timeout(idle_seconds):
+                await writer.drain()

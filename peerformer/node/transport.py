@@ -95,7 +95,7 @@ class Transport:
             crowded = (
                 self._half_open.total() >= limits.half_open_max
                 or self._half_open[host] >= limits.half_open_per_address_max
-                or len(self._tasks) >= limits.connections_max
+                or len(self._tasks) + len(self._connections) >= limits.connections_max
             )
             if crowded:
                 tcp.close()
@@ -143,7 +143,9 @@ class Transport:
     async def _serve_peer(
         self, peer: bytes, kind: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        if self._inbound[peer] >= self.limits.connections_per_key_max or self._closing:
+        self._connections = {c for c in self._connections if not c.ended}
+        held = sum(c.peer_id == peer for c in self._connections) + self._inbound[peer]
+        if held >= self.limits.connections_per_key_max or self._closing:
             return
         writer.write(ACCEPTED)
         if kind == MESSAGES:
@@ -155,8 +157,8 @@ class Transport:
                 reader,
                 writer,
                 self.store,
-                allowed=self.may_fetch(peer),
-                hold_seconds=self.limits.hold_seconds_max,
+                allowed=lambda: self.may_fetch(peer),
+                limits=self.limits,
                 traffic=self.traffic,
             )
         finally:
@@ -175,7 +177,7 @@ class Transport:
         connection = Connection(
             peer, reader, writer, inbound=inbound, limits=self.limits, traffic=self.traffic
         )
-        self._connections = {c for c in self._connections if not c.ended} | {connection}
+        self._connections.add(connection)
         return connection
 
     # --- outgoing ------------------------------------------------------------------------------
@@ -183,14 +185,15 @@ class Transport:
     async def _reach(self, address: str, protocol: Callable[[], Any]) -> tuple[Any, Any]:
         host, _, port = address.rpartition(":")
         try:
-            return await asyncio.get_running_loop().create_connection(
-                protocol,
-                host.strip("[]"),
-                int(port),
-                ssl=self._client_context,
-                server_hostname="peerformer",
-                ssl_handshake_timeout=self.limits.handshake_seconds_max,
-            )
+            async with asyncio.timeout(2 * self.limits.handshake_seconds_max):
+                return await asyncio.get_running_loop().create_connection(
+                    protocol,
+                    host.strip("[]"),
+                    int(port),
+                    ssl=self._client_context,
+                    server_hostname="peerformer",
+                    ssl_handshake_timeout=self.limits.handshake_seconds_max,
+                )
         except (OSError, ValueError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise DialError(reason) from error
@@ -250,7 +253,7 @@ class Transport:
             FetchError: absent, timeout, slow, closed, refused or length.
         """
         allowed = self.limits.hold_seconds_max + self.limits.handshake_seconds_max
-        allowed += len(into) / rate_min_bytes_per_second
+        allowed += len(into) / max(rate_min_bytes_per_second, 1.0)
         receiver: BlobReceiver | None = None
         try:
             async with asyncio.timeout(min(deadline_seconds, allowed)):

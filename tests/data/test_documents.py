@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peerformer.data.documents import clean, cut, default_documents, read_documents
+from peerformer.data.documents import (
+    clean,
+    cut,
+    default_documents,
+    default_text_cache,
+    read_documents,
+)
 from peerformer.data.synthetic import synthetic_documents
 from peerformer.errors import DataError
 
@@ -21,7 +27,7 @@ def test_cleaning_twice_is_cleaning_once(text: str) -> None:
 def test_cutting_loses_nothing_but_blank_ends(text: str, size: int) -> None:
     pieces = list(cut(text, size))
     assert all(len(piece) <= size for piece in pieces)
-    assert "".join(pieces).split() == text.split() or "".join(pieces) in text
+    assert text.startswith("".join(pieces)) and not text[len("".join(pieces)) :].strip()
 
 
 def test_a_folder_is_read_in_order_and_what_is_no_text_is_named(tmp_path: Path) -> None:
@@ -80,3 +86,50 @@ def test_the_documentation_found_here_is_real_text_and_always_the_same(
 def test_stories_repeat_for_a_seed_and_differ_between_seeds() -> None:
     assert list(synthetic_documents(3, 5)) == list(synthetic_documents(3, 5))
     assert list(synthetic_documents(3, 5)) != list(synthetic_documents(4, 5))
+
+
+def test_a_damaged_cache_of_the_documentation_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEERFORMER_CACHE", str(tmp_path))
+    first = list(default_documents(max_bytes=20_000))
+    cache = default_text_cache()
+    whole = cache.read_bytes()
+    for damaged in (b"", b"\xff\xfe\x00", whole[:-9], whole.replace(b"the", b"teh", 1)):
+        cache.write_bytes(damaged)
+        assert list(default_documents(max_bytes=20_000)) == first
+        assert cache.read_bytes() == whole
+
+
+def test_a_short_reading_is_cached_and_a_longer_one_goes_on_from_the_same_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEERFORMER_CACHE", str(tmp_path))
+    short = list(default_documents(max_bytes=20_000))
+    kept = default_text_cache().stat().st_size
+    assert kept > 20_000
+    longer = list(default_documents(max_bytes=60_000))
+    assert longer[: len(short)] == short and len(longer) > len(short)
+    assert default_text_cache().stat().st_size > kept
+    assert list(default_documents(max_bytes=20_000)) == short
+
+
+def test_a_large_file_is_read_no_further_than_needed_whatever_its_characters(
+    tmp_path: Path,
+) -> None:
+    big = tmp_path / "big.txt"
+    for first in ("", "a", "ab"):  # so that the reading stops at each byte of a character
+        big.write_text(first + "\u6f22" * 200_000)
+        documents = list(read_documents(big, max_bytes=10_000))
+        assert 10_000 <= sum(len(d.text.encode()) for d in documents) < 300_000
+    big.write_bytes(b"text " * 100 + b"\xe6\xbc")
+    with pytest.raises(DataError, match="no text"):  # a whole file may not end in half of one
+        list(read_documents(big, max_bytes=10_000))
+
+
+def test_a_file_with_a_zero_byte_anywhere_is_binary(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.dat").write_bytes(b"words " * 5_000 + b"\x00")
+    skipped: list[tuple[str, str]] = []
+    assert len(list(read_documents(tmp_path, max_bytes=100_000, skipped=skipped))) == 1
+    assert skipped == [(str(tmp_path / "b.dat"), "binary")]

@@ -7,6 +7,7 @@ import pytest
 from peerformer.config import DataConfig
 from peerformer.data.documents import Document
 from peerformer.data.prepare import prepare, split
+from peerformer.data.tokenizer import train_tokenizer
 from peerformer.errors import DataError
 
 
@@ -60,5 +61,59 @@ def test_the_split_depends_on_the_text_alone_and_leaves_no_side_empty() -> None:
 def test_synthetic_text_needs_no_files(tmp_path: Path) -> None:
     made = prepare(DataConfig(path="synthetic:5", vocab_size=300), tmp_path)
     assert made.description.startswith("synthetic") and made.train.num_tokens > 10_000
-    with pytest.raises(DataError):
-        prepare(DataConfig(path="synthetic:x", vocab_size=300), tmp_path)
+
+
+def test_a_tokenizer_put_beside_the_shards_of_another_is_refused(tmp_path: Path) -> None:
+    config = DataConfig(path=str(corpus(tmp_path / "text")), vocab_size=300)
+    prepare(config, tmp_path / "run")
+    train_tokenizer(["quite another text"], 280).save(tmp_path / "run" / "tokenizer.json")
+    with pytest.raises(DataError, match="another tokenizer") as refused:
+        prepare(config, tmp_path / "run")
+    assert "tokenizer.json" in str(refused.value)
+
+
+def test_a_tokenizer_that_is_given_is_taken_as_it_is(tmp_path: Path) -> None:
+    given = train_tokenizer(["some text, some more text"], 270)
+    given.save(tmp_path / "tokenizer.json")
+    text = str(corpus(tmp_path / "text"))
+    made = prepare(DataConfig(path=text, tokenizer=str(tmp_path)), tmp_path / "run")
+    assert made.tokenizer.digest() == made.train.tokenizer_digest == given.digest()
+
+
+def test_what_is_not_read_does_not_make_the_text_new(tmp_path: Path) -> None:
+    text = corpus(tmp_path / "text")
+    config, said = DataConfig(path=str(text), vocab_size=300), []
+    prepare(config, tmp_path / "run", report=said.append)
+    (text / ".git").mkdir()
+    (text / ".git" / "index").write_text("changes all the time")
+    (text / "link.txt").symlink_to(text / "nowhere")
+    count = len(said)
+    prepare(config, tmp_path / "run")  # the link is new and is noted once
+    prepare(config, tmp_path / "run", report=said.append)
+    assert len(said) == count
+
+
+def test_little_text_still_holds_out_a_tenth() -> None:
+    documents = [Document(str(index), f"{index} words " * 10) for index in range(40)]
+    _, held_out = split(documents, 0.0)
+    assert sum(len(d.text) for d in held_out) >= sum(len(d.text) for d in documents) // 10
+    assert len(held_out) < 10
+
+
+def test_an_interrupted_preparation_is_done_again(tmp_path: Path) -> None:
+    config = DataConfig(path=str(corpus(tmp_path / "text")), vocab_size=300)
+    first = prepare(config, tmp_path / "run").train.digest
+    (tmp_path / "run" / "prepared.json").unlink()  # it is written last
+    (tmp_path / "run" / "train" / "shard-00000.bin").write_bytes(b"half")
+    assert prepare(config, tmp_path / "run").train.digest == first
+
+
+@pytest.mark.parametrize("seed", ["x", "-1", "\u00b2", "9" * 30])
+def test_a_seed_that_is_no_number_is_refused(seed: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no usable seed"):
+        prepare(DataConfig(path=f"synthetic:{seed}", vocab_size=300), tmp_path)
+
+
+def test_synthetic_text_keeps_to_the_limit(tmp_path: Path) -> None:
+    made = prepare(DataConfig(path="synthetic:5", vocab_size=300, max_bytes=20_000), tmp_path)
+    assert 20_000 <= made.train.num_bytes + made.validation.num_bytes < 22_000

@@ -1,5 +1,6 @@
 """Shards are one array; damage is named; a set that travels as bytes is checked strictly."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +66,29 @@ def test_tokens_outside_the_vocabulary_are_refused() -> None:
     data = ShardSet((np.arange(9, dtype=np.uint16),), 5, 9, "").to_bytes()
     with pytest.raises(DataError, match="outside"):
         ShardSet.from_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"tokens": 0}, {"tokens": -3}, {"tokens": 1e400}, {"file": "../x"}, {"file": 3}]
+)
+def test_an_index_with_impossible_entries_is_refused(
+    changes: dict[str, object], tmp_path: Path
+) -> None:
+    written(tmp_path)
+    index = json.loads((tmp_path / "index.json").read_text())
+    index["shards"][0] |= changes
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    (tmp_path / "shard-00000.bin").write_bytes(b"")
+    with pytest.raises(DataError, match="damaged"):
+        open_shards(tmp_path, verify=False)
+
+
+def test_a_large_vocabulary_takes_four_bytes_a_token(tmp_path: Path) -> None:
+    for vocab_size, width in ((65_536, 2), (65_537, 4)):
+        directory = tmp_path / str(width)
+        shards = write_shards(
+            [([vocab_size - 1], 1)], directory, vocab_size=vocab_size, end_of_text_id=0
+        )
+        assert shards.window(0, 2).tolist() == [vocab_size - 1, 0]
+        assert (directory / "shard-00000.bin").stat().st_size == 2 * width
+        assert ShardSet.from_bytes(shards.to_bytes()).window(0, 1).tolist() == [vocab_size - 1]

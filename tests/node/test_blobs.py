@@ -77,3 +77,24 @@ def test_a_blob_put_by_another_thread_wakes_whoever_waits(tmp_path: Path) -> Non
         assert blob is not None and blob.read(0, 1) == b"x"
 
     asyncio.run(story())
+
+
+def test_a_restart_serves_nothing_that_was_not_revealed_and_trusts_nothing_that_may_be_torn(
+    tmp_path: Path,
+) -> None:
+    store = store_in(tmp_path)
+    store.put(KEY, b"mine", durable=True, hidden=True)
+    store.put(OTHER, b"fetched", durable=False)
+    (tmp_path / "blobs" / ("z" * 64)).write_bytes(b"no key")
+    again = store_in(tmp_path)
+    assert again.get(KEY) == b"mine" and again.served(KEY) is None
+    assert not again.has(OTHER)
+    again.reveal(KEY)
+    assert store_in(tmp_path).served(KEY) is not None
+
+
+def test_what_waits_to_be_revealed_is_never_dropped(tmp_path: Path) -> None:
+    store = store_in(tmp_path, bytes_max=10)
+    store.put(KEY, b"a" * 6, durable=True, hidden=True)
+    store.put(OTHER, b"b" * 6, durable=False)
+    assert store.has(KEY) and store.has(OTHER)

@@ -93,3 +93,41 @@ def test_a_database_two_starts_old_is_refused(tmp_path: Path) -> None:
     (tmp_path / "protocol.db").write_bytes(old)
     with pytest.raises(IdentityError, match="older"):
         open_store(tmp_path)
+
+
+def test_a_backup_of_the_last_start_is_refused(tmp_path: Path) -> None:
+    open_store(tmp_path).close()
+    old = (tmp_path / "protocol.db").read_bytes()
+    open_store(tmp_path).close()
+    (tmp_path / "protocol.db").write_bytes(old)
+    with pytest.raises(IdentityError, match="older"):
+        open_store(tmp_path)
+
+
+def test_a_backup_from_within_this_start_is_refused(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.persist([("slot/1", b"a")])
+    store.close()
+    old = (tmp_path / "protocol.db").read_bytes()
+    epoch = (tmp_path / "epoch").read_text()
+    (tmp_path / "epoch").write_text(epoch.replace("1\n", "2\n"))  # one more was written then
+    (tmp_path / "protocol.db").write_bytes(old)
+    with pytest.raises(IdentityError, match="older"):
+        open_store(tmp_path)
+
+
+def test_a_missing_epoch_file_is_refused(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.persist([("slot/1", b"a")])
+    store.close()
+    (tmp_path / "epoch").unlink()
+    with pytest.raises(IdentityError, match="older"):
+        open_store(tmp_path)
+
+
+def test_one_store_is_open_once(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    with pytest.raises(IdentityError, match="another process"):
+        open_store(tmp_path)
+    store.close()
+    open_store(tmp_path).close()

@@ -1,19 +1,20 @@
-"""Real sockets: who may connect, what strangers cost, and blobs that arrive whole or not at all."""
+"""Connections over real sockets: who is let in, what is carried, and what ends it."""
 
 import asyncio
+import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvloop
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from peerformer.errors import SwarmError
 from peerformer.node.blobs import BlobStore
+from peerformer.node.certificate import issue_leaf, load_identity, network_authority
 from peerformer.node.limits import TransportLimits
 from peerformer.node.transport import (
     Connection,
@@ -23,255 +24,306 @@ from peerformer.node.transport import (
     Transport,
 )
 
-LIMITS = TransportLimits(
-    handshake_seconds_max=0.6,
-    half_open_per_address_max=8,
-    idle_seconds_max=0.2,
-    silence_seconds_max=0.8,
-    queue_bytes_max=1 << 20,
-    hold_seconds_max=0.3,
-    close_seconds_max=0.3,
-)
 SERVER, CLIENT = b"\x01" * 32, b"\x02" * 32
+KEY = b"\x07" * 32
+LIMITS = TransportLimits(handshake_seconds_max=2.0, hold_seconds_max=0.3, close_seconds_max=0.5)
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, None]], None]:
-    """Run a story on either event loop."""
-    return asyncio.run if request.param == "asyncio" else uvloop.run
+@pytest.fixture(params=LOOPS)
+def run(request: pytest.FixtureRequest) -> Callable[[Awaitable[None]], None]:
+    """Run a story on one kind of loop; what escapes from a task or callback fails it."""
+
+    def go(story: Awaitable[None]) -> None:
+        escaped: list[dict] = []
+
+        async def watched() -> None:
+            asyncio.get_running_loop().set_exception_handler(lambda _, what: escaped.append(what))
+            async with asyncio.timeout(20):
+                await story
+
+        with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
+            runner.run(watched())
+        assert not escaped
+
+    return go
+
+
+class Pair:
+    """A listening transport and one that dials it."""
+
+    def __init__(self, limits: TransportLimits) -> None:
+        self.server, self.client = Transport(SERVER, limits=limits), Transport(CLIENT)
+        self.arrived: asyncio.Queue[Connection] = asyncio.Queue()
+        self.address = ""
+
+    async def connect(self) -> tuple[Connection, Connection]:
+        """Return both ends of a new connection: the dialler's first."""
+        dialled = await self.client.dial(self.address, expect=self.server.peer_id)
+        return dialled, await self.arrived.get()
+
+    async def fetch(self, into: bytearray, *, seconds: float = 5.0) -> None:
+        """Fetch the blob under KEY."""
+        await self.client.fetch(
+            self.address,
+            self.server.peer_id,
+            KEY,
+            memoryview(into),
+            deadline_seconds=seconds,
+            rate_min_bytes_per_second=1e5,
+        )
 
 
 @asynccontextmanager
-async def pair(
-    on_connection: Callable[[Connection], None] = lambda _: None,
-) -> AsyncIterator[tuple[Transport, Transport, str]]:
-    """A listening transport, another one, and the address."""
-    server = Transport(SERVER, limits=LIMITS)
-    client = Transport(CLIENT, limits=LIMITS)
-    host, port = await server.listen("127.0.0.1", 0, on_connection)
+async def pair(limits: TransportLimits = LIMITS) -> AsyncIterator[Pair]:
+    both = Pair(limits)
+    host, port = await both.server.listen("127.0.0.1", 0, both.arrived.put_nowait)
+    both.address = f"{host}:{port}"
     try:
-        yield server, client, f"{host}:{port}"
+        yield both
     finally:
-        await client.close()
-        await server.close()
+        await both.client.close()
+        await both.server.close()
 
 
-async def closing_reason(connection: Connection) -> str:
-    """Read until the connection ends; returns why."""
-    try:
-        async with asyncio.timeout(5):
-            while True:
-                await connection.receive()
-    except ConnectionClosed as closed:
-        return str(closed)
-
-
-def test_both_ends_know_each_other_and_frames_arrive_in_order(run: Any) -> None:
+def test_frames_flow_both_ways_and_each_end_knows_the_other_by_its_key(run) -> None:
     async def story() -> None:
-        met: asyncio.Queue[Connection] = asyncio.Queue()
-        async with pair(met.put_nowait) as (server, client, address):
-            outbound = await client.dial(address, expect=server.peer_id)
-            inbound = await met.get()
-            assert outbound.peer_id == server.peer_id and not outbound.inbound
-            assert inbound.peer_id == client.peer_id and inbound.inbound
-            for index in range(50):
-                assert outbound.send(bytes([index]) * (index + 1))
-            for index in range(50):
-                assert await inbound.receive() == bytes([index]) * (index + 1)
-            assert inbound.send(b"back") and await outbound.receive() == b"back"
+        async with pair() as both:
+            dialled, accepted = await both.connect()
+            assert dialled.peer_id == both.server.peer_id and not dialled.inbound
+            assert accepted.peer_id == both.client.peer_id and accepted.inbound
+            assert dialled.send(b"ping") and await accepted.receive() == b"ping"
+            assert accepted.send(b"x" * 65_536) and len(await dialled.receive()) == 65_536
+            accepted.allow_large_frames()
+            assert dialled.send(b"y" * (4 << 20)) and len(await accepted.receive()) == 4 << 20
 
     run(story())
 
 
-def test_another_key_than_the_one_meant_is_refused(run: Any) -> None:
+def test_another_key_than_the_one_meant_is_refused(run) -> None:
     async def story() -> None:
-        async with pair() as (_, client, address):
+        async with pair() as both:
             with pytest.raises(DialError, match="another key"):
-                await client.dial(address, expect=b"\x07" * 32)
-            with pytest.raises(DialError):
-                await client.dial("127.0.0.1:1", expect=None)
-            for nonsense in ("", "nowhere", "127.0.0.1:port", "127.0.0.1:99999"):
-                with pytest.raises(DialError):
-                    await client.dial(nonsense, expect=None)
+                await both.client.dial(both.address, expect=b"\x09" * 32)
+            assert (await both.client.dial(both.address, expect=None)).peer_id
+            with pytest.raises(FetchError, match="closed"):
+                await both.client.fetch(
+                    both.address,
+                    b"\x09" * 32,
+                    KEY,
+                    memoryview(bytearray(1)),
+                    deadline_seconds=2,
+                    rate_min_bytes_per_second=1,
+                )
 
     run(story())
 
 
-def test_a_key_that_is_not_ed25519_gets_nowhere(run: Any, tmp_path: Path) -> None:
-    from peerformer.node import certificate
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    leaf = certificate.issue_leaf(certificate.network_authority(), key.public_key())
-    pem = serialization.Encoding.PEM
-    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (tmp_path / "leaf.pem").write_bytes(leaf.public_bytes(pem) + secret)
-
+def test_a_leaf_of_the_network_over_another_kind_of_key_is_refused(run) -> None:
     async def story() -> None:
-        met: list[Connection] = []
-        async with pair(met.append) as (_, _, address):
-            context = ssl.create_default_context()
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            context.load_cert_chain(tmp_path / "leaf.pem")
-            host, port = address.split(":")
+        private_key = ec.generate_private_key(ec.SECP256R1())
+        leaf = issue_leaf(network_authority(), private_key.public_key())
+        context = Transport(CLIENT)._client_context
+        load_identity(context, private_key, leaf)
+        async with pair() as both:
+            host, port = both.address.split(":")
+            reader, writer = await asyncio.open_connection(
+                host, int(port), ssl=context, server_hostname="any"
+            )
+            writer.write(b"M")
+            try:
+                assert await reader.read() == b""
+            except ConnectionError:
+                pass
+            writer.transport.abort()
+            assert both.arrived.empty()
+
+    run(story())
+
+
+def test_a_client_without_a_certificate_is_not_connected(run) -> None:
+    async def story() -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        async with pair() as both:
+            host, port = both.address.split(":")
             reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
             writer.write(b"M")
-            with pytest.raises((asyncio.IncompleteReadError, OSError)):
+            with pytest.raises((OSError, asyncio.IncompleteReadError)):
                 await reader.readexactly(1)
+            writer.transport.abort()
+            assert both.arrived.empty()
+
+    run(story())
+
+
+@pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.0\r\n\r\n", b"\x16\x03\x01\xff\xff" * 99])
+def test_garbage_in_place_of_tls_harms_nobody(run, data: bytes) -> None:
+    async def story() -> None:
+        async with pair() as both:
+            host, port = both.address.split(":")
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.write(data)
             writer.close()
-        assert not met
+            assert await both.connect()
 
     run(story())
 
 
-def test_silent_and_noisy_strangers_are_dropped_and_others_get_through(run: Any) -> None:
+def test_half_open_connections_are_capped_and_leave_room_when_they_end(run) -> None:
     async def story() -> None:
-        met: asyncio.Queue[Connection] = asyncio.Queue()
-        async with pair(met.put_nowait) as (server, client, address):
-            host, port = address.split(":")
-            strangers = [await asyncio.open_connection(host, int(port)) for _ in range(30)]
-            for index, (_, writer) in enumerate(strangers):
-                if index % 2:
-                    writer.write(b"\x16\x03\x01 not a handshake" * 10)
-            async with asyncio.timeout(6):
-                for reader, _ in strangers:
-                    try:
-                        while await reader.read(1_000):
-                            pass
-                    except OSError:
-                        continue
-            connection = await client.dial(address, expect=server.peer_id)
-            assert (await met.get()).peer_id == client.peer_id and connection.send(b"x")
-            for _, writer in strangers:
-                writer.close()
+        limits = replace(LIMITS, half_open_per_address_max=3, handshake_seconds_max=60.0)
+        async with pair(limits) as both:
+            host, port = both.address.split(":")
+            silent = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
+            reader, writer = await asyncio.open_connection(host, int(port))
+            async with asyncio.timeout(2):  # long before the handshake's own limit
+                assert await reader.read() == b""  # one too many
+            for _, other in [*silent, (reader, writer)]:
+                other.transport.abort()
+            while both.server._half_open:
+                await asyncio.sleep(0)
+            assert await both.connect()
 
     run(story())
 
 
-def test_a_stranger_may_send_small_frames_only(run: Any) -> None:
+def test_a_stranger_may_not_send_large_frames(run) -> None:
     async def story() -> None:
-        met: asyncio.Queue[Connection] = asyncio.Queue()
-        async with pair(met.put_nowait) as (server, client, address):
-            big = b"x" * (LIMITS.stranger_frame_bytes_max + 1)
-            first = await client.dial(address, expect=server.peer_id)
-            first.send(big)
-            assert "a frame of" in await closing_reason(await met.get())
-            second = await client.dial(address, expect=server.peer_id)
-            known = await met.get()
-            known.allow_large_frames()
-            second.send(big)
-            assert await known.receive() == big
+        async with pair() as both:
+            dialled, accepted = await both.connect()
+            dialled.send(b"x" * 65_537)
+            with pytest.raises(ConnectionClosed, match="65537 bytes"):
+                await accepted.receive()
+            with pytest.raises(ConnectionClosed):
+                await dialled.receive()
 
     run(story())
 
 
-def test_a_reader_that_does_not_read_costs_bounded_memory(run: Any) -> None:
+def test_a_truncated_frame_and_a_graceful_end_are_told(run) -> None:
     async def story() -> None:
-        met: asyncio.Queue[Connection] = asyncio.Queue()
-        async with pair(met.put_nowait) as (server, client, address):
-            connection = await client.dial(address, expect=server.peer_id)
-            await met.get()
-            frame = b"x" * 60_000
-            sent = sum(connection.send(frame) for _ in range(2_000))
-            assert sent < 2_000 and connection.frames_dropped == 2_000 - sent
+        async with pair() as both:
+            dialled, accepted = await both.connect()
+            dialled.send(b"last words")
+            dialled._writer.write(b"\x10\x00\x00\x00half")
+            await dialled.close("done")
+            assert await accepted.receive() == b"last words"
+            with pytest.raises(ConnectionClosed):
+                await accepted.receive()
+            assert not dialled.send(b"too late")
+            assert await both.connect()  # and it can come back
 
     run(story())
 
 
-def test_a_peer_that_falls_silent_is_noticed_and_one_that_idles_is_not(run: Any) -> None:
+def test_a_slow_reader_fills_a_queue_that_is_bounded(run) -> None:
     async def story() -> None:
-        met: asyncio.Queue[Connection] = asyncio.Queue()
-        async with pair(met.put_nowait) as (server, client, address):
-            connection = await client.dial(address, expect=server.peer_id)
-            inbound = await met.get()
-            reading = asyncio.create_task(closing_reason(connection))
-            there = asyncio.create_task(closing_reason(inbound))
-            done, _ = await asyncio.wait([reading, there], timeout=2 * LIMITS.silence_seconds_max)
-            assert not done  # both only idle: keep-alives hold the connection up
-            connection._keeper.cancel()
-            assert await there == "silent"
-            await reading
+        limits = replace(LIMITS, queue_bytes_max=1 << 20)
+        async with pair(limits) as both:
+            _, accepted = await both.connect()  # whoever dialled never receives
+            sent = 0
+            while accepted.send(b"x" * 65_536):
+                sent += 1
+                assert sent < 1000
+                await asyncio.sleep(0)
+            assert accepted.frames_dropped == 1
+            assert accepted._writer.transport.get_write_buffer_size() <= 1 << 20
 
     run(story())
 
 
-def test_a_port_in_use_is_said_plainly(run: Any) -> None:
+def test_a_taken_port_is_told_with_a_cure(run) -> None:
     async def story() -> None:
-        async with pair() as (_, client, address):
-            port = int(address.split(":")[1])
-            with pytest.raises(SwarmError) as refused:
-                await client.listen("127.0.0.1", port, lambda _: None)
-            assert str(port) in str(refused.value) and f"--port {port + 1}" in str(refused.value)
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            with pytest.raises(SwarmError) as caught:
+                await Transport(SERVER).listen("127.0.0.1", port, lambda _: None)
+            assert str(port) in str(caught.value) and caught.value.hint
 
     run(story())
 
 
-async def fetched(
-    client: Transport, server: Transport, address: str, key: bytes, size: int
-) -> bytes:
-    """Fetch a blob."""
-    buffer = bytearray(size)
-    await client.fetch(
-        address,
-        server.peer_id,
-        key,
-        memoryview(buffer),
-        deadline_seconds=5,
-        rate_min_bytes_per_second=1e5,
-    )
-    return bytes(buffer)
-
-
-def test_a_blob_arrives_once_it_is_revealed(run: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", ["", "a", "127.0.0.1:", ":x", "[::1]:99999", "a" * 300 + ":1"])
+def test_an_address_that_is_none_is_only_a_failed_dial(run, address: str) -> None:
     async def story() -> None:
-        async with pair() as (server, client, address):
-            server.store = BlobStore(tmp_path / "blobs", bytes_max=1 << 30)
-            server.may_fetch = lambda peer: peer == client.peer_id
-            key, data = b"k" * 32, bytes(range(256)) * 20_000
-            server.store.put(key, data, durable=True, hidden=True)
+        transport = Transport(CLIENT)
+        with pytest.raises(DialError):
+            await transport.dial(address, expect=None)
+        await transport.close()
+
+    run(story())
+
+
+def test_blobs_are_fetched_whole_on_connections_that_are_used_again(run, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with pair() as both:
+            data = bytes(range(256)) * 8192
+            both.server.store = BlobStore(tmp_path, bytes_max=1 << 24)
+            both.server.may_fetch = lambda peer: peer == both.client.peer_id
+            into = bytearray(len(data))
             with pytest.raises(FetchError, match="absent"):
-                await fetched(client, server, address, key, len(data))
-            waiting = asyncio.create_task(fetched(client, server, address, key, len(data)))
+                await both.fetch(into)
+            both.server.store.put(KEY, data, durable=False, hidden=True)
+            waiting = asyncio.create_task(both.fetch(into))
             await asyncio.sleep(0)
-            server.store.reveal(key)
-            assert await waiting == data
-            with pytest.raises(FetchError, match="absent"):
-                await fetched(client, server, address, b"z" * 32, 10)
-            with pytest.raises(FetchError, match="absent"):
-                await fetched(client, server, address, key, len(data) + 1)
-            assert await fetched(client, server, address, key, len(data)) == data
+            both.server.store.reveal(KEY)
+            await waiting
+            assert into == data
+            await both.fetch(into)
+            assert len(both.server._inbound) == 1 and both.server._inbound.total() == 1
+            with pytest.raises(FetchError):
+                await both.fetch(bytearray(len(data) + 1))
 
     run(story())
 
 
-def test_a_stranger_gets_no_blob(run: Any, tmp_path: Path) -> None:
+def test_strangers_get_no_blobs(run, tmp_path: Path) -> None:
     async def story() -> None:
-        async with pair() as (server, client, address):
-            server.store = BlobStore(tmp_path / "blobs", bytes_max=1 << 30)
-            server.store.put(b"k" * 32, b"secret", durable=False)
-            with pytest.raises(FetchError, match="refused|closed"):
-                await fetched(client, server, address, b"k" * 32, 6)
+        async with pair() as both:
+            both.server.store = BlobStore(tmp_path, bytes_max=1 << 20)
+            both.server.store.put(KEY, b"x", durable=False)
+            with pytest.raises(FetchError, match="refused"):
+                await both.fetch(bytearray(1))
 
     run(story())
 
 
-@pytest.mark.parametrize("lie", [b"", b"\x00" * 3, b"\x00" + b"\xff" * 8, b"\x05" + bytes(8)])
-def test_a_source_that_answers_nonsense_is_left(run: Any, lie: bytes) -> None:
-    async def story() -> None:
-        server = Transport(SERVER, limits=LIMITS)
-        client = Transport(CLIENT, limits=LIMITS)
+LIES = {  # status, length and bytes, and what the fetch of 100 bytes is told
+    "length": b"\x00" + (101).to_bytes(8, "little") + b"z" * 101,
+    "closed": b"\x00" + (100).to_bytes(8, "little") + b"z" * 99,
+    "refused": b"\x07" + bytes(8),
+}
 
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+
+@pytest.mark.parametrize("told", LIES)
+def test_a_lying_answer_fails_the_fetch_and_touches_nothing_else(run, told: str) -> None:
+    async def story() -> None:
+        liar = Transport(SERVER)
+
+        async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readexactly(1)
             writer.write(b"+")
             await reader.readexactly(48)
-            writer.write(lie)
+            writer.write(LIES[told])
+            await writer.drain()
             writer.close()
 
-        listener = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=server._server_context)
-        port = listener.sockets[0].getsockname()[1]
-        with pytest.raises(FetchError):
-            await fetched(client, server, f"127.0.0.1:{port}", b"k" * 32, 1_000)
-        listener.close()
+        server = await asyncio.start_server(lie, "127.0.0.1", 0, ssl=liar._server_context)
+        client, whole = Transport(CLIENT), bytearray(b"a" * 120)
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(FetchError, match=told):
+            await client.fetch(
+                f"127.0.0.1:{port}",
+                liar.peer_id,
+                KEY,
+                memoryview(whole)[10:110],
+                deadline_seconds=5,
+                rate_min_bytes_per_second=1,
+            )
+        assert whole[:10] == b"a" * 10 and whole[110:] == b"a" * 10
         await client.close()
+        server.close()
+        await server.wait_closed()
 
     run(story())
