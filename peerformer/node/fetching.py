@@ -20,9 +20,12 @@ from peerformer.protocol.messages import chunk_key
 BLOB_SECONDS_MAX = 30.0
 STATE_SECONDS_MAX = 120.0
 RATE_MIN_BYTES_PER_SECOND = 16_384.0
-CHUNK_SECONDS_MAX = 10.0  # of the state of a round that is over, nobody may have it any more
 CHUNKS_AT_ONCE = 4
 PAUSE_SECONDS = 0.25  # before all sources are asked again
+
+
+class _NobodyHasIt(Exception):
+    """No source has a chunk: the state of a round that is over is not served for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class Fetcher:
         data = bytearray(work.size)
         turns = asyncio.Semaphore(CHUNKS_AT_ONCE)
 
-        async def chunk(index: int) -> bool:
+        async def chunk(index: int) -> None:
             start, end = leaf_span(work.size, index)
             proof_size = proof_size_bytes(work.size, index)
             buffer = bytearray(proof_size + end - start)
@@ -83,19 +86,24 @@ class Fetcher:
             shift = index % max(1, len(work.sources))
             sources = work.sources[shift:] + work.sources[:shift]
             async with turns:
-                found = await self._from_any(
-                    sources, chunk_key(work.state_root, index), buffer, genuine, CHUNK_SECONDS_MAX
-                )
-            if found:
-                data[start:end] = buffer[proof_size:]
-            return found
+                for peer in sources:
+                    if await self._once(
+                        peer, chunk_key(work.state_root, index), buffer, wait=False
+                    ):
+                        if genuine():
+                            data[start:end] = buffer[proof_size:]
+                            return
+                        self.on_lie(peer, "it served a chunk that is not of the state")
+            raise _NobodyHasIt
 
+        complete = True
         try:
-            async with asyncio.timeout(STATE_SECONDS_MAX):
-                fetched = await asyncio.gather(*map(chunk, range(leaf_count(work.size))))
-        except TimeoutError:
-            return None
-        return bytes(data) if all(fetched) else None
+            async with asyncio.timeout(STATE_SECONDS_MAX), asyncio.TaskGroup() as group:
+                for index in range(leaf_count(work.size)):
+                    group.create_task(chunk(index))
+        except* (TimeoutError, _NobodyHasIt):
+            complete = False
+        return bytes(data) if complete else None
 
     async def _from_any(
         self,
@@ -121,7 +129,7 @@ class Fetcher:
             return False
         return False
 
-    async def _once(self, peer: bytes, key: bytes, buffer: bytearray) -> bool:
+    async def _once(self, peer: bytes, key: bytes, buffer: bytearray, *, wait: bool = True) -> bool:
         for address in self.addresses_of(peer):
             try:
                 await self.transport.fetch(
@@ -131,6 +139,7 @@ class Fetcher:
                     memoryview(buffer),
                     deadline_seconds=BLOB_SECONDS_MAX,
                     rate_min_bytes_per_second=RATE_MIN_BYTES_PER_SECOND,
+                    wait=wait,
                 )
             except FetchError:
                 continue

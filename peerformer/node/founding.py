@@ -51,7 +51,12 @@ def found(
         raise SwarmError("a swarm was founded here already", where=str(directory.path))
     directory.path.mkdir(parents=True, exist_ok=True)
     prepared = prepare_text(config, directory, report)
-    config = replace(config, model=replace(config.model, vocab_size=prepared.tokenizer.vocab_size))
+    vocab_size = prepared.tokenizer.vocab_size  # less than asked for where there is little text
+    config = replace(
+        config,
+        model=replace(config.model, vocab_size=vocab_size),
+        data=replace(config.data, vocab_size=vocab_size),
+    )
     model = Transformer(config.model)
     initialise(model, config.training.seed)
     state = initial_state(model).to_bytes()

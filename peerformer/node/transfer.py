@@ -1,8 +1,8 @@
 """Blobs on connections of their own, so that a contribution never delays a vote.
 
-A request is key, offset and length; the answer a status, a length, and raw bytes, received straight
-into the buffer of the length that a signed message stated (copying through a stream reader costs
-three times as much CPU as TLS itself).
+A request is key, offset, length, and whether to wait for a blob that is not there yet; the answer
+a status, a length, and raw bytes, received straight into the buffer of the length that a signed
+message stated (copying through a stream reader costs three times as much CPU as TLS itself).
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from peerformer.node.blobs import READ_BYTES, BlobStore
 from peerformer.node.connection import Traffic
 from peerformer.node.limits import TransportLimits
 
-REQUEST = struct.Struct("<32sQQ")
+REQUEST = struct.Struct("<32sQQ?")
 ANSWER = struct.Struct("<BQ")
 GIVEN, ABSENT, REFUSED = 0, 1, 2
 ACCEPTED = b"+"  # the server's first application byte: only now is the connection up
@@ -49,12 +49,12 @@ class BlobReceiver(asyncio.BufferedProtocol):
         """Wait for the server's acceptance, or for the answer to the request in hand."""
         await self._future
 
-    def request(self, key: bytes, into: memoryview) -> None:
-        """Ask for a blob of exactly the length of `into`."""
+    def request(self, key: bytes, into: memoryview, *, wait: bool) -> None:
+        """Ask for a blob of exactly the length of `into`; `wait` for it if it is not there yet."""
         assert self.transport is not None and self._accepted
         self._into, self.received, self._header_size = into, 0, 0
         self._future = asyncio.get_running_loop().create_future()
-        self.transport.write(REQUEST.pack(key, 0, len(into)))
+        self.transport.write(REQUEST.pack(key, 0, len(into), wait))
 
     def get_buffer(self, sizehint: int) -> bytearray | memoryview:
         """Say where the next bytes go; what was not asked for goes nowhere."""
@@ -135,12 +135,13 @@ async def serve_blobs(
     while True:
         async with asyncio.timeout(idle_seconds):
             request = await reader.readexactly(REQUEST.size)
-        key, offset, length = REQUEST.unpack(request)
+        key, offset, length, wait = REQUEST.unpack(request)
         if store is None or not allowed():
             writer.write(ANSWER.pack(REFUSED, 0))
             await writer.drain()
             return
-        blob = await store.await_served(key, limits.hold_seconds_max)
+        hold_seconds = limits.hold_seconds_max if wait else 0.0
+        blob = await store.await_served(key, hold_seconds)
         if blob is None or offset + length > blob.size:
             writer.write(ANSWER.pack(ABSENT, 0))
             await writer.drain()

@@ -246,8 +246,11 @@ class Transport:
         *,
         deadline_seconds: float,
         rate_min_bytes_per_second: float,
+        wait: bool = True,
     ) -> None:
         """Fetch the blob under `key`, of exactly the length of `into`, into it.
+
+        `wait` lets the source hold the request for a moment if it has no such blob yet.
 
         Raises:
             FetchError: absent, timeout, slow, closed, refused or length.
@@ -258,7 +261,7 @@ class Transport:
         try:
             async with asyncio.timeout(min(deadline_seconds, allowed)):
                 receiver = await self._receiver(address, expect)
-                receiver.request(key, into)
+                receiver.request(key, into, wait=wait)
                 await receiver.until_done()
         except TimeoutError as error:
             started = receiver is not None and receiver.received > 0

@@ -27,6 +27,7 @@ from peerformer.protocol.outbox import Outbox
 ASK_SECONDS = 1.0  # between two requests for headers to one peer
 ANSWER_SIZE_MAX = 1 << 20  # bytes of headers in one answer: well below a packet's limit
 NEAR_ROUNDS = 16  # a newcomer this close behind may ask to join: as a member it catches up
+HEADERS_SECONDS = 3.0  # to wait for headers that are claimed, before a state is fetched without
 HELP_SECONDS = 0.5  # between two answers to a peer that is behind
 RETRY_SECONDS = 1.0  # after a fetch of the state failed
 
@@ -44,6 +45,7 @@ class Sync:
     began: float = 0.0
     retry_at: float = 0.0
     compute_failed: int = 0  # the round whose contributions could not be had, or led elsewhere
+    heard_at: float = 0.0  # when somebody last claimed or gave something new
     claims: dict[bytes, int] = field(default_factory=dict)  # tips that peers said they have
     asked: dict[bytes, float] = field(default_factory=dict)
     helped: dict[bytes, float] = field(default_factory=dict)
@@ -62,6 +64,8 @@ class Sync:
 
     def on_claim(self, peer: bytes, tip: int, now: float) -> None:
         """Note the tip that a peer says it has; ask it for proof if that is news."""
+        if tip > self.claims.get(peer, 0):
+            self.heard_at = now
         self.claims[peer] = tip
         if tip > self.chain.tip:
             self.ask(peer, now)
@@ -113,6 +117,11 @@ class Sync:
         tip = self.chain.tip
         if self.ready or self.fetching or now < self.retry_at:
             return
+        newest = max(self.claims.values(), default=0)
+        if newest > tip + 1 and now - self.heard_at < HEADERS_SECONDS:
+            return  # headers are on their way: the state of an old round may be gone
+        if self.state_round < 0 and not self.claims:
+            return  # nobody has greeted yet
         if 0 <= self.state_round == tip - 1 and self.compute_failed != tip:
             self._compute()
         elif not more_to_come:

@@ -4,8 +4,9 @@
                                  optimizer.safetensors  state.json
     latest                       the newest one's path, relative to the run
 
-`state.json` holds the position and a BLAKE3 digest of every other file. A checkpoint is written
-beside its place, fsynced, renamed, and named by `latest` last; only then are older ones removed.
+`state.json` holds the position and a BLAKE3 digest of every other file and of itself. A checkpoint
+is written beside its place, fsynced, renamed, and named by `latest` last; only then are older ones
+removed. Loading changes nothing before all of it is known to be whole and to fit.
 """
 
 import json
@@ -46,32 +47,38 @@ def save_checkpoint(
         CheckpointError: if it cannot be written; earlier ones stay as they are.
     """
     final = run / FOLDER / f"step-{replica.step:08d}"
-    temporary = run / FOLDER / f".step-{replica.step:08d}.{os.getpid()}.part"
+    temporary, replaced = (run / FOLDER / f".{final.name}.{kind}" for kind in ("part", "old"))
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left in (run / FOLDER).glob(".step-*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_model(temporary, replica.model, tokenizer_bytes)  # type: ignore[arg-type]
         tensors = {k: v.contiguous() for k, v in optimizer_tensors(replica.optimizer).items()}
         save_file(tensors, temporary / OPTIMIZER)
         files = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
-        state = {"step": replica.step, "position": position, "files": files}
+        kept = {"norms": list(replica.norms), "skipped": replica.skipped}
+        state = {"step": replica.step, "replica": kept, "position": position, "files": files}
+        state["digest"] = _state_digest(state)
         (temporary / STATE).write_text(json.dumps(state, indent=1))
         for path in temporary.iterdir():
             _sync(path)
         _sync(temporary)
         if final.exists():
-            shutil.rmtree(final)
+            final.rename(replaced)
         temporary.rename(final)
         _sync(final.parent)
         write_latest(run, final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if replaced.exists() and not final.exists():
+            replaced.rename(final)
         raise CheckpointError(
             f"the checkpoint of step {replica.step} could not be saved",
             where=str(final),
             why=getattr(error, "strerror", None) or str(error),
             hint="make room on the disk; earlier checkpoints are untouched",
         ) from error
+    shutil.rmtree(replaced, ignore_errors=True)
     for old in checkpoints(run)[keep:]:
         if old != final:
             shutil.rmtree(old, ignore_errors=True)
@@ -114,11 +121,19 @@ def load_checkpoint(path: Path, replica: Replica) -> dict[str, Any]:
     try:
         parameters = load_file(path / MODEL)
         loaded = from_hf_state(parameters, replica.model.config)  # type: ignore[arg-type]
-        replica.model.load_state_dict(loaded.state_dict())
         load_optimizer_tensors(replica.optimizer, load_file(path / OPTIMIZER))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _unusable(path, f"it is of another model or optimizer: {error}") from error
+        replica.model.load_state_dict(loaded.state_dict())
+    except (CheckpointError, OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(
+            "the checkpoint cannot be used",
+            where=str(path),
+            why=f"it is of another model or optimizer: {getattr(error, 'what', error)}",
+            hint="use the settings that it was trained with, or another --run NAME",
+        ) from error
     replica.step = int(state["step"])
+    replica.skipped = int(state["replica"]["skipped"])
+    replica.norms.clear()
+    replica.norms.extend(state["replica"]["norms"])
     position = state["position"]
     assert isinstance(position, dict)
     return position
@@ -131,20 +146,28 @@ def verify(path: Path) -> dict[str, Any]:
         CheckpointError: if one is not.
     """
     try:
+        return _whole_state(path)
+    except ValueError as error:
+        raise _unusable(path, str(error)) from error
+
+
+def _whole_state(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's state; ValueError says which file is not as it was written."""
+    try:
         state = json.loads((path / STATE).read_bytes())
-        files = dict(state["files"])
-        if not isinstance(state["position"], dict) or not isinstance(state["step"], int):
-            raise ValueError("it has no position")
+        is_whole = state["digest"] == _state_digest(state)
     except FileNotFoundError as error:
-        raise _unusable(path, "state.json is missing") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _unusable(path, f"state.json cannot be read: {error}") from error
-    for name, digest in files.items():
+        raise ValueError(f"{STATE} is missing") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{STATE} cannot be read: {error}") from error
+    if not is_whole:
+        raise ValueError(f"{STATE} is not as it was written: changed")
+    for name, digest in state["files"].items():
         file = path / name
         if Path(name).name != name or not file.is_file():
-            raise _unusable(path, f"{name} is missing")
+            raise ValueError(f"{name} is missing")
         if _digest(file) != digest:
-            raise _unusable(path, f"{name} is not as it was written: cut short or changed")
+            raise ValueError(f"{name} is not as it was written: cut short or changed")
     return dict(state)
 
 
@@ -165,10 +188,14 @@ def _unusable(path: Path, why: str) -> CheckpointError:
 
 def _is_whole(path: Path) -> bool:
     try:
-        files = json.loads((path / STATE).read_bytes())["files"]
-        return all(_digest(path / name) == digest for name, digest in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return bool(_whole_state(path))
+    except (ValueError, OSError):
         return False
+
+
+def _state_digest(state: dict[str, Any]) -> str:
+    rest = {key: value for key, value in state.items() if key != "digest"}
+    return blake3(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

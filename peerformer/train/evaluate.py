@@ -5,7 +5,7 @@ different tokenizers can be compared.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import nn
 
 from peerformer.data.batches import Batches
 
-SEQUENCES_AT_ONCE = 16
+TOKENS_AT_ONCE = 4_096  # bounds the memory of the logits, whatever the length of a window
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +31,19 @@ class Evaluation:
 @torch.no_grad()
 def evaluate_windows(
     model: nn.Module,
-    windows: Sequence[NDArray[np.int64]],
+    windows: Iterable[NDArray[np.int64]],
     byte_lengths_V: NDArray[np.int32],
     autocast_dtype: torch.dtype | None = None,
+    on_tokens: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
-    """Evaluate on windows of equal length, (T + 1,) each; all but the first token are predicted."""
+    """Evaluate on windows of tokens, (T + 1,) each; all but the first token are predicted.
+
+    `on_tokens` is called with the number of tokens predicted so far.
+    """
     was_training = model.training
     model.eval()
     nats, tokens, size = 0.0, 0, 0
-    for start in range(0, len(windows), SEQUENCES_AT_ONCE):
-        rows = np.stack(windows[start : start + SEQUENCES_AT_ONCE])
+    for rows in _stacked(windows):
         tokens_BT = torch.from_numpy(rows[:, :-1])
         targets_BT = torch.from_numpy(rows[:, 1:])
         with torch.autocast("cpu", dtype=autocast_dtype, enabled=autocast_dtype is not None):
@@ -48,10 +51,24 @@ def evaluate_windows(
         nats += loss.item() * targets_BT.numel()
         tokens += targets_BT.numel()
         size += int(byte_lengths_V[rows[:, 1:]].sum())
+        on_tokens(tokens)
     model.train(was_training)
     loss_nats = nats / max(tokens, 1)
     bits = nats / max(size, 1) / math.log(2)
     return Evaluation(loss_nats, bits, tokens, size)
+
+
+def _stacked(windows: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[np.int64]]:
+    """Windows of one length that follow each other, stacked, a few at a time."""
+    rows: list[NDArray[np.int64]] = []
+    for window in windows:
+        full = (len(rows) + 1) * len(window) > TOKENS_AT_ONCE
+        if rows and (full or len(rows[0]) != len(window)):
+            yield np.stack(rows)
+            rows = []
+        rows.append(window)
+    if rows:
+        yield np.stack(rows)
 
 
 def evaluate(

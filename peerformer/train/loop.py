@@ -8,7 +8,9 @@ bit for bit, on the same machine with the same threads.
 import csv
 import math
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +28,7 @@ from peerformer.model.transformer import Transformer, count_parameters, initiali
 from peerformer.train.checkpoint import latest, load_checkpoint, save_checkpoint
 from peerformer.train.evaluate import evaluate
 from peerformer.train.optimizer import build_optimizer
-from peerformer.train.precision import autocast_dtype
+from peerformer.train.precision import autocast_dtype, dtype_name
 from peerformer.train.replica import Replica
 from peerformer.train.run_directory import RunDirectory, open_run
 from peerformer.train.schedule import learning_rate_scale
@@ -38,7 +40,18 @@ COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "tokens_per_second"
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """How a training run ended. `stopped` if it was interrupted before its last step."""
+    """How a training run ended.
+
+    Attributes:
+        run: the run's name.
+        steps: steps done, over all sessions.
+        loss: of the last step, in nats a token.
+        validation_bits_per_byte: as last measured; NaN if the run was stopped before that.
+        tokens_per_second: of this session, looking and saving left out.
+        seconds: wall-clock, over all sessions.
+        checkpoint: the newest one's path.
+        stopped: it was interrupted before its last step.
+    """
 
     run: str
     steps: int
@@ -61,18 +74,23 @@ class Training:
     batches: Batches
     held_out: Batches
     tell: Callable[[events.Event], None]
-    losses: list[tuple[int, float]] = field(default_factory=list)
     loss: float = math.nan
     bits_per_byte: float = math.nan
     checkpoint: Path | None = None
     seconds: float = 0.0
     tokens: int = 0
+    step_seconds: float = 0.0  # of this session's steps alone
+    recent_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=SPEED_STEPS))
 
     # --- one step ------------------------------------------------------------------------------
 
-    def step(self) -> tuple[float, float]:
-        """Run one step; returns the gradient's norm and the share of the learning rate."""
-        settings, replica = self.config.training, self.replica
+    def step(self) -> events.StepDone:
+        """Run one step.
+
+        Raises:
+            DivergedError: if the gradients have not been finite for some steps.
+        """
+        settings, replica, began = self.config.training, self.replica, time.perf_counter()
         scale = learning_rate_scale(
             replica.step,
             steps=settings.steps,
@@ -82,13 +100,18 @@ class Training:
         self.loss = replica.gradients(self._passes(replica.step))
         applied = replica.apply(scale)
         if replica.skipped_in_a_row >= DIVERGED_STEPS:
-            raise DivergedError(
-                f"the loss is not finite any more at step {replica.step}",
-                where=str(self.directory.path),
-                why=f"{DIVERGED_STEPS} gradients in a row were not finite",
-                hint="--set optimizer.learning_rate=… lower; the last checkpoint is whole",
-            )
-        return applied.gradient_norm, scale
+            raise self._diverged(f"{DIVERGED_STEPS} gradients in a row were not finite")
+        tokens = settings.batch_size * settings.sequence_length
+        self.tokens += tokens
+        self.recent_seconds.append(time.perf_counter() - began)
+        self.step_seconds += self.recent_seconds[-1]
+        return events.StepDone(
+            step=replica.step,
+            loss=self.loss,
+            learning_rate=scale * self.config.optimizer.learning_rate,
+            tokens_per_second=tokens * len(self.recent_seconds) / sum(self.recent_seconds),
+            gradient_norm=applied.gradient_norm,
+        )
 
     def _passes(self, step: int) -> list[Batch]:
         settings = self.config.training
@@ -102,6 +125,16 @@ class Training:
             )
             for start in range(0, settings.batch_size, size)
         ]
+
+    def _diverged(self, why: str) -> DivergedError:
+        saved = "no checkpoint was saved" if self.checkpoint is None else "the last one is whole"
+        rates = "--set optimizer.learning_rate=… --set optimizer.muon_learning_rate=…"
+        return DivergedError(
+            f"the training has diverged at step {self.replica.step}: its numbers are not finite",
+            where=str(self.checkpoint or self.directory.path),
+            why=f"{why}; {saved}",
+            hint=f"peerformer train --run {self.directory.name} {rates}   with lower ones",
+        )
 
     # --- looking and saving ----------------------------------------------------------------------
 
@@ -124,8 +157,20 @@ class Training:
         )
 
     def save(self) -> None:
-        """Save a checkpoint."""
-        position = {"seconds": self.seconds, "tokens": self.tokens, "loss": self.loss}
+        """Save a checkpoint.
+
+        Raises:
+            DivergedError: if a parameter is not finite: what was saved before is better.
+        """
+        if not self.replica.is_finite():
+            raise self._diverged("a parameter is not finite")
+        position = {
+            "seconds": self.seconds,
+            "tokens": self.tokens,
+            "loss": _finite(self.loss),
+            "validation_bits_per_byte": _finite(self.bits_per_byte),
+            "dtype": dtype_name(self.replica.autocast_dtype),
+        }
         self.checkpoint = save_checkpoint(
             self.directory.path,
             replica=self.replica,
@@ -145,70 +190,71 @@ class Training:
         position = load_checkpoint(newest, self.replica)
         self.checkpoint = newest
         self.seconds, self.tokens = float(position["seconds"]), int(position["tokens"])
-        self.loss = float(position["loss"])
+        self.loss = _number(position["loss"])
+        self.bits_per_byte = _number(position["validation_bits_per_byte"])
+        if self.config.training.dtype == "auto":  # a probe may say something else today
+            self.replica.autocast_dtype = autocast_dtype(position["dtype"])
 
-    def _forget_metrics_after(self, step: int) -> None:
-        """Drop rows of steps that a killed run made after its last checkpoint: they come again."""
-        try:
-            lines = self.directory.metrics.read_text().splitlines(keepends=True)
-        except OSError:
-            return
-        kept = [ln for ln in lines[1:] if ln.endswith("\n") and int(ln.split(",")[0]) <= step]
-        self.directory.metrics.write_text("".join([*lines[:1], *kept]))
+    @contextmanager
+    def _metrics(self) -> Iterator[Callable[[events.StepDone], object]]:
+        """Open metrics.csv; rows of steps that a killed run will make again are dropped."""
+        path = self.directory.metrics
+        text = path.read_text(errors="replace") if path.exists() else ""
+        lines = text.splitlines(keepends=True)[1:]
+        kept = [line for line in lines if line.endswith("\n") and self._is_done(line)]
+        path.write_text("".join([",".join(COLUMNS) + "\n", *kept]))
+        with path.open("a", newline="", buffering=1) as file:
+            rows = csv.writer(file, lineterminator="\n")
+            yield lambda done: rows.writerow([getattr(done, name) for name in COLUMNS])
+
+    def _is_done(self, line: str) -> bool:
+        step = line.split(",")[0]
+        return step.isdigit() and int(step) <= self.replica.step
 
     # --- the loop --------------------------------------------------------------------------------
 
     def run(self, should_stop: Callable[[], bool]) -> TrainResult:
         """Train to the last step, or until asked to stop after a step."""
         settings, replica = self.config.training, self.replica
-        tokens_a_step = settings.batch_size * settings.sequence_length
-        began, speed, stopped = time.monotonic() - self.seconds, 0.0, False
+        began, first, stopped = time.monotonic() - self.seconds, replica.step, False
         replica.model.train()
-        self._forget_metrics_after(replica.step)
-        with self.directory.metrics.open("a", newline="") as file:
-            rows = csv.writer(file)
-            if file.tell() == 0:
-                rows.writerow(COLUMNS)
-            recent: list[float] = [time.monotonic()]
+        with self._metrics() as write_row:
             while replica.step < settings.steps and not stopped:
-                norm, scale = self.step()
-                recent = [*recent, time.monotonic()][-SPEED_STEPS - 1 :]
-                speed = tokens_a_step * (len(recent) - 1) / (recent[-1] - recent[0])
-                self.tokens += tokens_a_step
-                self.seconds = recent[-1] - began
-                rate = scale * self.config.optimizer.learning_rate
-                rows.writerow((replica.step, repr(self.loss), rate, norm, round(speed, 1)))
-                self.tell(
-                    events.StepDone(
-                        step=replica.step,
-                        loss=self.loss,
-                        learning_rate=rate,
-                        tokens_per_second=speed,
-                        gradient_norm=norm,
-                    )
-                )
-                stopped = should_stop() and replica.step < settings.steps
+                done = self.step()
+                self.seconds = time.monotonic() - began
+                write_row(done)
+                self.tell(done)
                 last = replica.step == settings.steps
-                if replica.step % settings.validate_every == 0 or last:
+                stopped = not last and should_stop()
+                if not stopped and (last or replica.step % settings.validate_every == 0):
                     self.validate()
-                if replica.step % settings.checkpoint_every == 0 or last or stopped:
-                    file.flush()
+                if last or stopped or replica.step % settings.checkpoint_every == 0:
                     self.save()
-        if math.isnan(self.bits_per_byte):
+        if not stopped and math.isnan(self.bits_per_byte):
             self.validate()
         self.tell(
             events.RunStopped(step=replica.step, reason="interrupted" if stopped else "finished")
         )
+        trained = (replica.step - first) * settings.batch_size * settings.sequence_length
         return TrainResult(
             run=self.directory.name,
             steps=replica.step,
             loss=self.loss,
             validation_bits_per_byte=self.bits_per_byte,
-            tokens_per_second=speed,
+            tokens_per_second=trained / self.step_seconds if trained else 0.0,
             seconds=self.seconds,
             checkpoint=str(self.checkpoint),
             stopped=stopped,
         )
+
+
+def _finite(number: float) -> float | None:
+    """JSON has no NaN."""
+    return number if math.isfinite(number) else None
+
+
+def _number(stored: float | None) -> float:
+    return math.nan if stored is None else float(stored)
 
 
 def train(
@@ -235,37 +281,52 @@ def train(
     """
     torch.set_num_threads(config.training.threads or torch.get_num_threads())
     directory = open_run(run, config, root=root)
+    if directory.finished is not None:
+        report(f"finished    {directory.finished} has these settings; a new run begins")
     with directory.locked(), Journal(directory.journal, lambda: datetime.now(UTC)) as journal:
+        directory.record(config)
         training = prepare_training(config, directory, report)
-        quiet = (events.StepDone,)
 
         def tell(event: events.Event) -> None:
-            on_event(event if isinstance(event, quiet) else journal.append(event))
+            on_event(event if isinstance(event, events.StepDone) else journal.append(event))
 
         training.tell = tell
         training.resume()
-        model = training.replica.model
-        assert isinstance(model, Transformer)
-        dtype = training.replica.autocast_dtype
-        tell(
-            events.RunStarted(
-                run=directory.name,
-                step=training.replica.step,
-                size=config.size,
-                parameters=count_parameters(model.config),
-                device="cpu",
-                dtype="bfloat16" if dtype is torch.bfloat16 else "float32",
-                seed=config.training.seed,
-            )
-        )
-        return training.run(should_stop)
+        tell(_started(training))
+        try:
+            return training.run(should_stop)
+        except DivergedError:
+            tell(events.RunStopped(step=training.replica.step, reason="diverged"))
+            raise
+
+
+def _started(training: Training) -> events.RunStarted:
+    model, config = training.replica.model, training.config
+    assert isinstance(model, Transformer)
+    return events.RunStarted(
+        run=training.directory.name,
+        step=training.replica.step,
+        size=config.size,
+        parameters=count_parameters(model.config),
+        device="cpu",
+        dtype=dtype_name(training.replica.autocast_dtype),
+        seed=config.training.seed,
+    )
 
 
 def prepare_training(
     config: Config, directory: RunDirectory, report: Callable[[str], None]
 ) -> Training:
     """Prepare text, model and optimizer of a run."""
-    prepared = prepare(config.data, directory.path / "data", report=report)
+    told: list[str] = []
+
+    def tell(line: str) -> None:
+        told.append(line)
+        report(line)
+
+    prepared = prepare(config.data, directory.path / "data", report=tell)
+    if not told:  # it was there already
+        report(f"data        {prepared.description}")
     shape = replace(config.model, vocab_size=prepared.tokenizer.vocab_size)
     model = Transformer(shape)
     initialise(model, config.training.seed)

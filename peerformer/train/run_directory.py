@@ -6,13 +6,15 @@ runs/2026-11-24-brave-otter/  run.json  journal.jsonl  metrics.csv  checkpoints/
 import fcntl
 import json
 import os
-import secrets
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+from blake3 import blake3
 
 from peerformer.config import Config
 from peerformer.errors import ConfigError
@@ -25,24 +27,32 @@ ADJECTIVES = (
     "amber brave calm deep eager fair gentle hardy keen lively mellow noble quick rapid".split()
 )
 ANIMALS = "badger beaver otter hare lynx marten mole newt seal shrew stoat vole weasel wolf".split()
-# What may differ when a run is taken up again: nothing of it changes what was learned so far.
-FREE = (
-    "training.steps",
-    "training.validate_every",
-    "training.validation_sequences",
-    "training.checkpoint_every",
-    "training.keep_checkpoints",
-    "training.dtype",
-    "training.threads",
+# What must be as it was when a run is taken up again: the model, the text, and which of the text
+# each step sees. Everything else may change, such as a run that goes on for more steps.
+FIXED = (
+    "size",
+    "model.",
+    "data.",
+    "optimizer.name",
+    "training.seed",
+    "training.batch_size",
+    "training.sequence_length",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """A run on disk; `resumed` if it was there before."""
+    """A run on disk.
+
+    Attributes:
+        path: where it is.
+        resumed: it was there before.
+        finished: the name of the run of these settings that is done, if that is why this is new.
+    """
 
     path: Path
     resumed: bool
+    finished: str | None = None
 
     @property
     def name(self) -> str:
@@ -77,9 +87,23 @@ class RunDirectory:
                 ) from error
             yield
 
+    def record(self, config: Config) -> None:
+        """Write the settings down; to be called by who holds the run."""
+        settings = to_json(config)
+        digest = blake3(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        temporary = self.path / f".{RUN_FILE}.{os.getpid()}"
+        content = {"kind": KIND, "config": settings, "digest": digest}
+        temporary.write_text(json.dumps(content, indent=1))
+        temporary.replace(self.path / RUN_FILE)
+
 
 def open_run(
-    name: str | None, config: Config, *, root: Path = Path("runs"), today: date | None = None
+    name: str | None,
+    config: Config,
+    *,
+    root: Path = Path("runs"),
+    today: date | None = None,
+    chance: random.Random | None = None,
 ) -> RunDirectory:
     """Open a run, new or old.
 
@@ -89,20 +113,21 @@ def open_run(
         config: the settings.
         root: where runs are kept.
         today: the date in a new run's name.
+        chance: what chooses a new run's name.
 
     Raises:
         ConfigError: if the run of that name has other settings, or is no training run.
     """
     if name is None:
-        unfinished = [path for path in _runs(root) if _can_go_on(path, config)]
+        same = [path for path in _runs(root) if _flat(_stored(path)) == _flat(config)]
+        same.sort(key=lambda path: (path / RUN_FILE).stat().st_mtime_ns)
+        unfinished = [path for path in same if _steps_done(path) < config.training.steps]
         if unfinished:
-            newest = max(unfinished, key=lambda path: (path / RUN_FILE).stat().st_mtime)
-            return RunDirectory(newest, resumed=True)
-        return _create(root / _new_name(today or date.today()), config)
+            return RunDirectory(unfinished[-1], resumed=True)
+        path = _new_path(root, today or date.today(), chance or random.SystemRandom())
+        return _create(path, config, finished=same[-1].name if same else None)
     found = _find(name, root)
     if found is None:
-        if Path(name).name != name:
-            raise ConfigError(f"{name} is not a name for a run", hint="--run my-run")
         return _create(root / name, config)
     differing = _differences(found, config)
     if differing:
@@ -112,8 +137,17 @@ def open_run(
             why="; ".join(differing[:4]),
             hint="use the same settings, or another --run name",
         )
-    _write(found, config)
     return RunDirectory(found, resumed=True)
+
+
+def stored_config(name: str, *, root: Path = Path("runs")) -> Config | None:
+    """Return the settings that a run was last trained with, or None if there is no such run.
+
+    Raises:
+        ConfigError: if the name is the end of several.
+    """
+    found = _find(name, root)
+    return None if found is None else _stored(found)
 
 
 def _runs(root: Path) -> list[Path]:
@@ -121,6 +155,8 @@ def _runs(root: Path) -> list[Path]:
 
 
 def _find(name: str, root: Path) -> Path | None:
+    if Path(name).name != name or name in ("", ".."):
+        raise ConfigError(f"{name!r} is not a name for a run", hint="--run my-run")
     exact = root / name
     if (exact / RUN_FILE).exists():
         return exact
@@ -134,20 +170,24 @@ def _find(name: str, root: Path) -> Path | None:
     return ending[0] if ending else None
 
 
-def _create(path: Path, config: Config) -> RunDirectory:
+def _create(path: Path, config: Config, finished: str | None = None) -> RunDirectory:
     path.mkdir(parents=True, exist_ok=True)
-    _write(path, config)
-    return RunDirectory(path, resumed=False)
+    created = RunDirectory(path, resumed=False, finished=finished)
+    created.record(config)
+    return created
 
 
-def _write(path: Path, config: Config) -> None:
-    temporary = path / f".{RUN_FILE}.{os.getpid()}"
-    temporary.write_text(json.dumps({"kind": KIND, "config": to_json(config)}, indent=1))
-    temporary.replace(path / RUN_FILE)
-
-
-def _new_name(today: date) -> str:
-    return f"{today}-{secrets.choice(ADJECTIVES)}-{secrets.choice(ANIMALS)}"
+def _new_path(root: Path, today: date, chance: random.Random) -> Path:
+    """Return a name that is free: two words, and a number once a day has used them up."""
+    free = [
+        path
+        for adjective in ADJECTIVES
+        for animal in ANIMALS
+        if not (path := root / f"{today}-{adjective}-{animal}").exists()
+    ]
+    if free:
+        return chance.choice(free)
+    return root / f"{today}-{chance.choice(ADJECTIVES)}-{chance.choice(ANIMALS)}-{len(_runs(root))}"
 
 
 def _stored(path: Path) -> Config | None:
@@ -158,7 +198,9 @@ def _stored(path: Path) -> Config | None:
         return None
 
 
-def _flat(config: Config) -> dict[str, Any]:
+def _flat(config: Config | None) -> dict[str, Any]:
+    if config is None:
+        return {}
     flat: dict[str, Any] = {}
     for section, value in to_json(config).items():
         if isinstance(value, dict):
@@ -174,15 +216,13 @@ def _differences(path: Path, config: Config) -> list[str]:
         return ["it is no training run of this version"]
     before, now = _flat(stored), _flat(config)
     return [
-        f"{name} was {before.get(name)}, now {now[name]}"
+        f"{name} was {before[name]}, now {now[name]}"
         for name in now
-        if name not in FREE and before.get(name) != now[name]
+        if name.startswith(FIXED) and before[name] != now[name]
     ]
 
 
-def _can_go_on(path: Path, config: Config) -> bool:
-    stored = _stored(path)
-    if stored is None or _flat(stored) != _flat(config):
-        return False
+def _steps_done(path: Path) -> int:
     newest = latest(path)
-    return newest is None or int(newest.name.rpartition("-")[2]) < config.training.steps
+    digits = "" if newest is None else newest.name.rpartition("-")[2]
+    return int(digits) if digits.isdigit() else 0

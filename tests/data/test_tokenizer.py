@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from peerformer.data.synthetic import synthetic_documents
 from peerformer.data.tokenizer import (
+    BATCH_CHARACTERS,
     PARALLELISM_VARIABLE,
     Tokenizer,
     load_tokenizer,
@@ -54,6 +55,7 @@ def test_a_text_cannot_smuggle_the_end_of_text_in() -> None:
 
 def test_many_documents_are_encoded_as_one_by_one() -> None:
     texts = [d.text for d in synthetic_documents(2, 20)]
+    texts[5:5] = ["to and fro " * (BATCH_CHARACTERS // 20), ""] * 3  # more than is encoded at once
     together = tokenizer().encode_documents(texts)
     assert [one.tolist() for one in together] == [tokenizer().encode(text) for text in texts]
 
@@ -80,7 +82,7 @@ def rewritten(**changes: object) -> Tokenizer:
     return Tokenizer.from_bytes(json.dumps(content | changes).encode())
 
 
-def test_a_special_token_has_no_bytes_and_no_text_and_ids_may_have_gaps() -> None:
+def test_a_special_token_has_no_bytes_and_no_text() -> None:
     added = json.loads(tokenizer().to_bytes())["added_tokens"]
     kept = tokenizer().vocab_size
     more = [
@@ -89,9 +91,17 @@ def test_a_special_token_has_no_bytes_and_no_text_and_ids_may_have_gaps() -> Non
     ]
     other = rewritten(added_tokens=added + more)
     special, plain = (other._inner.token_to_id(name) for name in ("<|user|>", "caf\u00e9"))
-    assert other.vocab_size == len(other.byte_lengths_V()) == 1 + max(special, plain)
     assert other.byte_lengths_V()[special] == 0 and other.stream().feed(special) == ""
     assert other.byte_lengths_V()[plain] == 5 and other.stream().feed(plain) == "caf\u00e9"
+
+
+def test_ids_may_have_gaps_and_the_vocabulary_reaches_over_them() -> None:
+    model = json.loads(tokenizer().to_bytes())["model"]
+    last = max(model["vocab"], key=model["vocab"].get)
+    model["vocab"][last] += 5
+    other = rewritten(model=model)
+    assert other.vocab_size == len(other.byte_lengths_V()) == tokenizer().vocab_size + 5
+    assert other.byte_lengths_V()[-6:].tolist() == [0, 0, 0, 0, 0, len(last)]
 
 
 def test_a_tokenizer_that_asks_to_cut_or_pad_texts_does_neither() -> None:

@@ -1,6 +1,9 @@
 """`peerformer evaluate`: loss and bits per byte of a model on a text."""
 
 import json
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +19,7 @@ from peerformer.model.convert import load_model
 from peerformer.model.find import resolve_checkpoint
 from peerformer.train.evaluate import Evaluation, evaluate_windows
 
-SEQUENCES_MAX = 4_096  # of a long text, so many windows spread over it are enough
+TOLD_SECONDS = 2.0  # between two lines about how far it is
 
 
 def evaluate(
@@ -35,12 +38,30 @@ def evaluate(
     tokenizer = load_tokenizer(checkpoint / "tokenizer.json")
     model = load_model(checkpoint)
     shards = _held_out(checkpoint) if data is None else _tokens(data, tokenizer)
-    length = min(model.config.max_positions, max(1, shards.num_tokens - 1))
-    count = max(1, (shards.num_tokens - 1) // length)
-    step = -(-count // SEQUENCES_MAX)
-    windows = [shards.window(i * length, length + 1) for i in range(0, count, step)]
-    found = evaluate_windows(model, windows, tokenizer.byte_lengths_V())
+    length = model.config.max_positions
+    total = shards.num_tokens - 1
+    # Each token but the first is predicted once; the last window is what remains.
+    windows = (
+        shards.window(start, min(length, total - start) + 1) for start in range(0, total, length)
+    )
+    found = evaluate_windows(
+        model, windows, tokenizer.byte_lengths_V(), on_tokens=_teller(total, checkpoint)
+    )
     _show(found, checkpoint, json_output=json_output)
+
+
+def _teller(total: int, checkpoint: Path) -> Callable[[int], None]:
+    """What tells a person now and then how far a long evaluation is."""
+    told_at = time.monotonic()
+
+    def tell(tokens: int) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= TOLD_SECONDS:
+            told_at = time.monotonic()
+            share = f"{tokens / total:.0%} of {total} tokens"
+            print(f"evaluating  {checkpoint.name}: {share}", file=sys.stderr, flush=True)
+
+    return tell
 
 
 def _held_out(checkpoint: Path) -> ShardSet:
