@@ -37,10 +37,10 @@ async def swarm_seconds(swarm: SwarmDirectory, rounds: int, threads: int) -> flo
     await running.start()
     chain = running.peer.machine.chain
     while chain.tip < 1:
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
     began = time.perf_counter()
     while chain.tip < 1 + rounds:
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
     seconds = time.perf_counter() - began
     running.node.stop("measured")
     await running.run_until_stopped()

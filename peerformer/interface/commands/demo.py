@@ -16,11 +16,9 @@ from peerformer.interface.story import Cast, Story, cast_of, failures
 from peerformer.interface.swarm_view import SwarmView
 from peerformer.node.directory import write_durably
 
-SETTINGS = {
-    "size": "nano",
-    "swarm.peers": 7,
-    "data.max_bytes": 3_000_000,
-}
+SIZE = "nano"
+# What the demonstration runs with unless --set says otherwise: short rounds, a few megabytes.
+SETTINGS = ("swarm.peers=7", "swarm.inner_steps=16", "data.max_bytes=3000000")
 PROMPT = "The function returns"
 SAMPLE_TOKENS = 80
 WIDTH_MIN = 120  # where no terminal says how wide it is
@@ -35,10 +33,8 @@ def demo(
     options: ConfigOptions = ConfigOptions(),
 ) -> None:
     """Watch a swarm train, lose a peer and get it back, and deal with two liars."""
-    overrides: dict[str, Any] = {**SETTINGS, "data.path": str(data) if data else None}
-    overrides["size"] = options.size or SETTINGS["size"]
-    if data:
-        del overrides["data.max_bytes"]
+    options = ConfigOptions(options.size, options.files, (*SETTINGS, *options.settings))
+    overrides = {"size": options.size or SIZE, "data.path": str(data) if data else None}
     name = f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     with SwarmView() as view:
         supervisor = open_swarm(name, options, overrides, view.note)

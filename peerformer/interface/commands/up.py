@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from peerformer.errors import ConfigError, PeerformerError, SwarmError
+from peerformer.errors import ConfigError, Interrupted, PeerformerError, SwarmError
 from peerformer.interface.options import ConfigOptions, resolve_options
 from peerformer.interface.swarm_view import SwarmView
 from peerformer.node.assemble import PeerOptions
@@ -50,6 +50,7 @@ def up(
     }
     if rounds is not None and rounds < 1:
         raise ConfigError("--rounds must be at least 1", why=f"given: {rounds}")
+    interrupted = False
     with SwarmView() as view:
         supervisor = open_swarm(run, options, overrides, view.note)
         try:
@@ -57,11 +58,17 @@ def up(
             serve_orders(supervisor)
             _watch(supervisor.swarm, view, rounds)
         except KeyboardInterrupt:
+            interrupted = True
             view.note("Stopping … (Ctrl-C again: at once)")
         finally:
             final = finish(supervisor, view)
     if json_output:
         print(json.dumps(final))
+    if interrupted:
+        raise Interrupted(
+            f"stopped after round {final['round']}, saved",
+            hint=f"peerformer up --run {supervisor.swarm.path.name}   resumes",
+        )
 
 
 def open_swarm(
@@ -170,8 +177,6 @@ def finish(supervisor: Supervisor, view: SwarmView) -> dict[str, Any]:
         view.note(str(error))
     finally:
         supervisor.stop()
-    name = supervisor.swarm.path.name
     if checkpoint is not None:
         view.note(f"saved       {checkpoint}")
-    view.note(f"resume      peerformer up --run {name}")
     return {**final, "checkpoint": str(checkpoint) if checkpoint else None}

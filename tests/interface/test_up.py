@@ -1,0 +1,100 @@
+"""`peerformer up` as a user runs it: orders from a second terminal, Ctrl-C, and the same again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMALL = (
+    "model.hidden_size=32",
+    "model.intermediate_size=64",
+    "model.num_layers=1",
+    "model.num_heads=2",
+    "model.num_kv_heads=1",
+    "model.head_dim=16",
+    "model.max_positions=32",
+    "training.sequence_length=32",
+    "training.batch_size=4",
+    "data.vocab_size=300",
+    "swarm.inner_steps=4",
+)
+SECONDS_MAX = 100.0
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def say(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run one command."""
+    command = [sys.executable, "-m", "peerformer", *words]
+    return subprocess.run(
+        command, cwd=directory, env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+    )
+
+
+def start(directory: Path, *words: str) -> subprocess.Popen[str]:
+    """Start `up`."""
+    command = [sys.executable, "-m", "peerformer", "up", *words]
+    log = (directory / "up.log").open("a")
+    return subprocess.Popen(command, cwd=directory, env=ENVIRONMENT, stderr=log, stdout=log)
+
+
+def until(directory: Path, process: Any, condition: Callable[[Any], bool]) -> dict[str, Any]:
+    """Look at `status --json` until a condition holds."""
+    deadline = time.monotonic() + SECONDS_MAX
+    while True:
+        shown = say(directory, "status", "--json")
+        now = json.loads(shown.stdout) if shown.returncode == 0 else {"peers": [], "round": 0}
+        if condition(now):
+            return now
+        log = (directory / "up.log").read_text()[-2_000:]
+        assert process.poll() is None and time.monotonic() < deadline, (now, log)
+
+
+def state(now: dict[str, Any], name: str) -> str:
+    """What a peer is doing."""
+    return next((row["state"] for row in now["peers"] if row["name"] == name), "unknown")
+
+
+@pytest.mark.timeout(300)
+def test_a_swarm_takes_orders_stops_at_ctrl_c_and_goes_on(tmp_path: Path) -> None:
+    settings = [word for setting in SMALL for word in ("--set", setting)]
+    up = start(tmp_path, "--peers", "4", "--run", "mine", "--data", "synthetic:1", *settings)
+    try:
+        first = until(tmp_path, up, lambda now: now["round"] >= 1)
+        victim = first["peers"][0]["name"]
+        assert say(tmp_path, "peer", "kill", victim).returncode == 0
+        until(tmp_path, up, lambda now: state(now, victim) == "down")
+        nobody = say(tmp_path, "peer", "kill", "no-such-bird")
+        assert nobody.returncode == 4 and "no running peer" in nobody.stderr
+        assert say(tmp_path, "peer", "start", victim).returncode == 0
+        added = say(tmp_path, "peer", "add", "--adversary", "garbage")
+        assert added.returncode == 0, added.stderr
+        liar = added.stdout.split()[0]
+        unknown = say(tmp_path, "peer", "add", "--adversary", "nonsense")
+        assert unknown.returncode == 4 and "sign-flip" in unknown.stderr
+        refused = until(
+            tmp_path,
+            up,
+            lambda now: any(
+                row["name"] == liar and row["contributed"] and not row["accepted"]
+                for row in now["peers"]
+            ),
+        )
+        evidence = say(tmp_path, "log", "--evidence").stdout
+        assert liar in evidence and "does not decode" in evidence
+    finally:
+        up.send_signal(signal.SIGINT)
+        code = up.wait(60)
+    log = (tmp_path / "up.log").read_text()
+    assert code == 130 and "saved" in log and "up --run mine" in log, log[-1_000:]
+    assert say(tmp_path, "peer", "kill", victim).returncode == 4
+    again = start(tmp_path, "--run", "mine", "--rounds", str(refused["round"] + 3))
+    assert again.wait(SECONDS_MAX) == 0, (tmp_path / "up.log").read_text()[-2_000:]
+    final = json.loads(say(tmp_path, "status", "--json").stdout)
+    assert final["round"] >= refused["round"] + 3
