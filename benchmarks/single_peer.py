@@ -13,6 +13,8 @@ import asyncio
 import json
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from peerformer.node.directory import SwarmDirectory
 from peerformer.node.founding import found
 from peerformer.node.keyring import save_key
 from peerformer.node.process import Running
+from peerformer.node.worker import leave_operators_to_the_bench
 from peerformer.settings import resolve
 from peerformer.train.loop import prepare_training
 from peerformer.train.run_directory import RunDirectory
@@ -47,6 +50,36 @@ async def swarm_seconds(swarm: SwarmDirectory, rounds: int, threads: int) -> flo
     return seconds
 
 
+def alone_seconds(root: Path, inner_steps: int, rounds: int, threads: int) -> float:
+    """In a process of its own: found a swarm of one and time its rounds."""
+    leave_operators_to_the_bench()
+    swarm = SwarmDirectory(root / "swarm")
+    found(swarm, resolve(size="nano", overrides=settings(inner_steps)).config, [SEED])
+    return asyncio.run(swarm_seconds(swarm, rounds, threads))
+
+
+def plain_seconds(root: Path, inner_steps: int, rounds: int, threads: int) -> float:
+    """In a process of its own: time as many steps of `train`."""
+    torch.set_num_threads(threads)
+    config = resolve(size="nano", overrides=settings(inner_steps)).config
+    training = prepare_training(config, RunDirectory(root, resumed=False), lambda _: None)
+    training.step()
+    began = time.perf_counter()
+    for _ in range(rounds * inner_steps):
+        training.step()
+    return time.perf_counter() - began
+
+
+def settings(inner_steps: int) -> dict[str, object]:
+    """What both train."""
+    return {
+        "swarm.peers": 1,
+        "swarm.inner_steps": inner_steps,
+        "data.path": "synthetic:1",
+        "training.dtype": "float32",
+    }
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -56,31 +89,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    settings = {
-        "swarm.peers": 1,
-        "swarm.inner_steps": arguments.inner_steps,
-        "data.path": "synthetic:1",
-        "training.dtype": "float32",
-    }
-    config = resolve(size="nano", overrides=settings).config
-    steps = arguments.rounds * arguments.inner_steps
     ratios = []
     with tempfile.TemporaryDirectory() as directory:
         for repeat in range(arguments.repeats):
             root = Path(directory) / str(repeat)
-            swarm = SwarmDirectory(root / "swarm")
-            found(swarm, config, [SEED])
-            alone = asyncio.run(swarm_seconds(swarm, arguments.rounds, arguments.threads))
-            training = prepare_training(config, RunDirectory(root, resumed=False), lambda _: None)
-            training.step()
-            began = time.perf_counter()
-            for _ in range(steps):
-                training.step()
-            ratios.append((time.perf_counter() - began) / alone)
+            given = (root, arguments.inner_steps, arguments.rounds, arguments.threads)
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                alone = process.submit(alone_seconds, *given).result()
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                ratios.append(process.submit(plain_seconds, *given).result() / alone)
     ratios.sort()
     result = {
         "inner_steps": arguments.inner_steps,
+        "threads": arguments.threads,
         "speed_against_train_median": round(ratios[len(ratios) // 2], 3),
         "speed_against_train_worst": round(ratios[0], 3),
     }

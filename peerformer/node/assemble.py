@@ -6,6 +6,7 @@ What does not fit is left aside and fetched from others.
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -160,6 +161,7 @@ async def assemble(
         store=store,
         blobs=blobs,
         journal=Journal(directory.journal, wall_clock),
+        threads=options.threads or os.cpu_count() or 1,
         on_report=on_report,
         give_way=give_way,
     )

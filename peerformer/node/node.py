@@ -57,6 +57,7 @@ class Node:
         store: DurableStore,
         blobs: BlobStore,
         journal: Journal,
+        threads: int = 1,
         on_report: Callable[[Report], None] = lambda _: None,
         give_way: Callable[[], None] = lambda: None,
     ) -> None:
@@ -80,6 +81,7 @@ class Node:
             peer,
             lambda finished: self._from_thread(self.post, finished),
             lambda error: self._from_thread(self.fail, error),
+            threads=threads,
             give_way=give_way,
         )
 

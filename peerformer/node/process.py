@@ -15,8 +15,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from peerformer import events
 from peerformer.adversary import ATTACKS, Liar, corrupt
 from peerformer.errors import EvictedError, PeerformerError
@@ -25,6 +23,7 @@ from peerformer.node.checkpoint import save_agreed
 from peerformer.node.directory import PeerDirectory, SwarmDirectory
 from peerformer.node.status import Tally, status_of, write_status
 from peerformer.node.transport import DialError
+from peerformer.node.worker import leave_operators_to_the_bench
 from peerformer.peer import Peer
 from peerformer.protocol.codec import MalformedError, decode, encode
 from peerformer.protocol.effects import Command, Report
@@ -231,7 +230,7 @@ def run_supervised(swarm: Path, name: str, options: PeerOptions, control: Connec
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which tells us
     directory = SwarmDirectory(swarm).peer(name).make()
     logging.basicConfig(filename=directory.log, level=logging.INFO, force=True)
-    torch.set_num_threads(max(1, options.threads))
+    leave_operators_to_the_bench()
     try:
         run_loop(_supervised(SwarmDirectory(swarm), directory, options, control))
     except EvictedError:

@@ -10,9 +10,20 @@ import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
+import torch
+
 from peerformer.adversary import Liar
 from peerformer.peer import Peer
 from peerformer.protocol.effects import Train, Work, WorkFinished
+
+
+def leave_operators_to_the_bench() -> None:
+    """Keep the calling thread from a pool of operator threads of its own.
+
+    GNU OpenMP throttles all pools once they hold more threads than there are cores, so a pool of
+    the event loop's thread, even an idle one, makes the bench train at the speed of one thread.
+    """
+    torch.set_num_threads(1)
 
 
 class Worker:
@@ -24,9 +35,14 @@ class Worker:
         on_finished: Callable[[WorkFinished], None],
         on_failure: Callable[[BaseException], None],
         *,
+        threads: int,
         give_way: Callable[[], None] = lambda: None,
     ) -> None:
-        """Start the thread. `give_way` is called before every training step."""
+        """Start the thread.
+
+        Its operators use `threads` threads; `give_way` is called before every training step.
+        """
+        self._threads = threads
         self._peer, self._on_finished, self._on_failure = peer, on_finished, on_failure
         self._give_way = give_way
         self._queue: SimpleQueue[Work | Callable[[], None] | None] = SimpleQueue()
@@ -51,6 +67,7 @@ class Worker:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        torch.set_num_threads(self._threads)  # OpenMP counts for each calling thread by itself
         try:
             while not self._stopping.is_set():
                 self._do(self._queue.get())

@@ -20,6 +20,7 @@ from peerformer.node.directory import SwarmDirectory
 from peerformer.node.joining import fetch_swarm
 from peerformer.node.keyring import load_or_create_key
 from peerformer.node.process import Running, run_loop
+from peerformer.node.worker import leave_operators_to_the_bench
 
 FIRST_PORT = 8_888
 
@@ -52,6 +53,7 @@ def node(
         "training.seed": seed,
     }
     sized = ConfigOptions(options.size or "nano", options.files, options.settings)
+    leave_operators_to_the_bench()
     directory = swarm.peer("me").make()
     log = directory.log
     logging.basicConfig(filename=log, level=logging.INFO, force=True)
