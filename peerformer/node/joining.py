@@ -14,7 +14,7 @@ from peerformer.node.directory import SwarmDirectory, write_durably
 from peerformer.node.fetching import Fetcher
 from peerformer.node.founding import file_hash
 from peerformer.node.keyring import KnownPeers
-from peerformer.node.transport import ConnectionClosed, DialError, Transport
+from peerformer.node.transport import Connection, ConnectionClosed, DialError, Transport
 from peerformer.protocol.codec import MalformedError
 from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.identity import name_of
@@ -92,12 +92,12 @@ def _know(known: KnownPeers, address: str, peer: bytes, note: Callable[[str], No
             )
 
 
-async def _genesis(connection: object, address: str) -> Genesis:
-    connection.send(pack(AskGenesis(0)))  # type: ignore[attr-defined]
+async def _genesis(connection: Connection, address: str) -> Genesis:
+    connection.send(pack(AskGenesis(0)))
     try:
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
             while True:
-                packet = unpack(await connection.receive())  # type: ignore[attr-defined]
+                packet = unpack(await connection.receive())
                 if isinstance(packet, GenesisBytes):
                     return Genesis.from_bytes(packet.data)
     except (TimeoutError, ConnectionClosed, MalformedError) as error:
