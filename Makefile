@@ -36,6 +36,7 @@ check: $(VENV)/dev.stamp
 	$(BIN)/deptry .
 
 check-deep: $(VENV)/dev.stamp
+	$(BIN)/peerformer simulate --seeds 2000
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deep
 
 format: $(VENV)/dev.stamp

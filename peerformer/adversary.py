@@ -1,92 +1,73 @@
 """Peers that lie, for tests and demonstrations: a wrapper around an honest one.
 
 Each attack runs the production peer and changes only what it says or makes, so that it lies at the
-right moment with valid signatures. `ATTACKS` names them; `corrupt` injects one.
+right moment with valid signatures. `ATTACKS` names those that a running node can tell; `corrupt`
+injects one. What breaks the protocol itself is in `byzantine`.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
+from random import Random
 
-from peerformer.peer import Peer
-from peerformer.protocol.conduct import slot_of
-from peerformer.protocol.effects import Effect, Event, Send, Trained, Work, WorkFinished
+from peerformer import byzantine
+from peerformer.byzantine import Byzantine, Plot
+from peerformer.peer import Participant, Peer
+from peerformer.protocol.effects import Effect, Event, Trained, Work, WorkFinished
 from peerformer.protocol.identity import blob_hash, hash_of
-from peerformer.protocol.messages import Envelope, Prepare, Proposed, Said, sign
 
+# These need the bench while messages are handled, or the world's own way of serving.
+SIMULATED_ONLY = ("split", "no-reproposal", "withhold-blob", "half-serve", "bad-state")
 ATTACKS = {
     "sign-flip": "sends the opposite of what it trained, at the same norm",
-    "garbage": "sends contributions that do not decode, and frames of noise",
-    "equivocate": "votes for two headers in one slot",
-    "silent": "trains and attests, but never votes or proposes",
+    "garbage": "sends contributions that do not decode",
+    **{name: what for name, what in byzantine.ATTACKS.items() if name not in SIMULATED_ONLY},
 }
 
 
-class Liar:
-    """A peer that lies in one way; the same interface as `Peer`."""
+class Garbler:
+    """A peer whose contributions are noise; the same interface as `Peer`."""
 
-    def __init__(self, peer: Peer, attack: str, *, from_round: int = 0) -> None:
-        """Lie from a round on; before it the peer is honest."""
-        assert attack in ATTACKS, attack
-        self.peer, self.attack, self.from_round = peer, attack, from_round
+    def __init__(self, peer: Peer, from_round: int) -> None:
+        """Garble from a round on."""
+        self.peer, self.from_round = peer, from_round
         self.machine, self.bench, self.blobs = peer.machine, peer.bench, peer.blobs
 
-    @property
-    def lies(self) -> bool:
-        """Whether the time to lie has come."""
-        return self.machine.collection.number >= self.from_round
-
     def handle(self, event: Event, now: float) -> list[Effect]:
-        """Advance honestly, then twist what is sent."""
-        effects = self.peer.handle(event, now)
-        if not self.lies or self.attack not in ("equivocate", "silent"):
-            return effects
-        return [twisted for effect in effects for twisted in self._twist(effect)]
-
-    def _twist(self, effect: Effect) -> list[Effect]:
-        if not isinstance(effect, Send) or not isinstance(effect.packet, Said | Proposed):
-            return [effect]
-        envelope = effect.packet.envelope
-        if envelope.sender != self.machine.me:
-            return [effect]
-        slot = slot_of(envelope.statement)
-        if self.attack == "silent" and slot and slot[0] in ("prepare", "commit", "proposal"):
-            return []
-        if self.attack == "equivocate" and isinstance(envelope.statement, Prepare):
-            return [
-                effect
-                if effect.peer[0] % 2
-                else replace(effect, packet=Said(self._other(envelope)))
-            ]
-        return [effect]
-
-    def _other(self, envelope: Envelope) -> Envelope:
-        vote = envelope.statement
-        assert isinstance(vote, Prepare)
-        other = replace(vote, digest=hash_of("another header", vote.digest))
-        return sign(self.machine.keys, self.machine.chain.chain_id, other)
+        """Advance honestly."""
+        return self.peer.handle(event, now)
 
     def perform(self, work: Work, should_stop: Callable[[], bool] = lambda: False) -> WorkFinished:
-        """Work honestly, then twist what was made."""
+        """Work honestly, then put noise in the place of what was trained."""
         finished = self.peer.perform(work, should_stop)
-        if not self.lies or not isinstance(finished.result, Trained):
+        made, number = finished.result, self.machine.collection.number
+        if not isinstance(made, Trained) or number < self.from_round:
             return finished
-        blob = self.blobs.get(finished.result.blob_hash)
-        if blob is None or self.attack != "garbage":
-            return finished
-        noise = hash_of("noise", blob) * (len(blob) // 32 + 1)
-        return replace(finished, result=self._keep(finished.result, noise[: len(blob)]))
-
-    def _keep(self, made: Trained, blob: bytes) -> Trained:
-        number = self.machine.collection.number
-        key = blob_hash(self.machine.chain.chain_id, number, self.machine.me, [blob])
-        self.blobs.put(key, blob, durable=False, hidden=True)
-        return replace(made, blob_hash=key, size=len(blob))
+        blob = self.blobs.get(made.blob_hash)
+        assert blob is not None
+        noise = (hash_of("noise", blob) * (len(blob) // 32 + 1))[: len(blob)]
+        key = blob_hash(self.machine.chain.chain_id, number, self.machine.me, [noise])
+        self.blobs.put(key, noise, durable=False, hidden=True)
+        return replace(finished, result=replace(made, blob_hash=key))
 
 
-def corrupt(peer: Peer, attack: str, *, from_round: int = 0) -> Liar:
+def corrupt(peer: Peer, attack: str, *, from_round: int = 0) -> Participant:
     """Return a liar made of a peer. For `sign-flip` the bench itself is told to flip."""
+    assert attack in ATTACKS, attack
     if attack == "sign-flip":
         flip = getattr(peer.bench, "flip_from", None)
         assert flip is not None, "this bench cannot flip its contribution"
         flip(from_round)
-    return Liar(peer, attack, from_round=from_round)
+        return peer
+    if attack == "garbage":
+        return Garbler(peer, from_round)
+    machine = peer.machine
+    plot = Plot(machine.chain.chain_id, {machine.me: machine.keys})
+    return Byzantine(peer, (attack,), Random(machine.me.hex()), plot, from_round)
+
+
+def honest_part(participant: Participant) -> Peer:
+    """Return the production peer inside a liar, or the honest peer itself."""
+    if isinstance(participant, Garbler | Byzantine):
+        return participant.peer
+    assert isinstance(participant, Peer)
+    return participant

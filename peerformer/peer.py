@@ -75,6 +75,20 @@ class Bench(Protocol):
         """Replace the agreed state by fetched bytes; False if they are not that state."""
 
 
+class Participant(Protocol):
+    """A peer, honest or not: what the node and the simulator run."""
+
+    machine: Machine
+    bench: Bench
+    blobs: Blobs
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Advance by one event; see Machine.handle."""
+
+    def perform(self, work: Work, should_stop: Callable[[], bool] = ...) -> WorkFinished:
+        """Do one work on the bench. Called in the order in which works were started."""
+
+
 class Peer:
     """A machine with its bench and its blobs."""
 

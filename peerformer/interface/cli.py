@@ -34,6 +34,7 @@ COMMANDS = {
     "demo": ("demo:demo", "Watch a swarm train, lose a peer and resist an attacker."),
     "node": ("node:node", "Run one peer, with an interactive console."),
     "status": ("status:status", "How a run or a swarm is doing."),
+    "simulate": ("simulate:simulate", "The protocol in worlds full of trouble."),
     "log": ("log:log", "What happened in a run or a swarm, from its journal."),
 }
 GROUPS = {

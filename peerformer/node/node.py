@@ -12,14 +12,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from peerformer import events
-from peerformer.adversary import Liar
 from peerformer.events import Journal
 from peerformer.node.blobs import BlobStore
 from peerformer.node.fetching import Fetcher
 from peerformer.node.journal import DurableStore
 from peerformer.node.transport import Connection, ConnectionClosed, DialError, Transport
 from peerformer.node.worker import Worker
-from peerformer.peer import Peer
+from peerformer.peer import Participant
 from peerformer.protocol.effects import (
     Connected,
     Dial,
@@ -51,7 +50,7 @@ class Node:
 
     def __init__(
         self,
-        peer: Peer | Liar,
+        peer: Participant,
         *,
         transport: Transport,
         store: DurableStore,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from peerformer import events
-from peerformer.adversary import ATTACKS, Liar, corrupt
+from peerformer.adversary import ATTACKS, corrupt, honest_part
 from peerformer.errors import EvictedError, PeerformerError
 from peerformer.node.assemble import Assembled, PeerOptions, assemble
 from peerformer.node.checkpoint import save_agreed
@@ -82,8 +82,7 @@ class Running:
     @property
     def peer(self) -> Peer:
         """The peer, whether or not it lies."""
-        peer = self.node.peer
-        return peer.peer if isinstance(peer, Liar) else peer
+        return honest_part(self.node.peer)
 
     # --- what happens --------------------------------------------------------------------------
 

@@ -12,8 +12,7 @@ from queue import SimpleQueue
 
 import torch
 
-from peerformer.adversary import Liar
-from peerformer.peer import Peer
+from peerformer.peer import Participant
 from peerformer.protocol.effects import Train, Work, WorkFinished
 
 
@@ -31,7 +30,7 @@ class Worker:
 
     def __init__(
         self,
-        peer: Peer | Liar,
+        peer: Participant,
         on_finished: Callable[[WorkFinished], None],
         on_failure: Callable[[BaseException], None],
         *,
@@ -51,7 +50,7 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="bench", daemon=True)
         self._thread.start()
 
-    def work_for(self, peer: Peer | Liar) -> None:
+    def work_for(self, peer: Participant) -> None:
         """Do the works from now on as another peer does them (one that begins to lie)."""
         self._peer = peer
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from peerformer import events
-from peerformer.protocol.codec import encode
 from peerformer.protocol.effects import Check, Checked, FetchBlob, Reveal, Train, Trained
 from peerformer.protocol.identity import hash_of, name_of
 from peerformer.protocol.membership import Members
@@ -212,4 +211,4 @@ class Collection:
 
 def attestations_hash(attestations: tuple[Envelope, ...]) -> bytes:
     """Return what a header binds of the attestations it rests on."""
-    return hash_of("attestations", *(encode(envelope) for envelope in attestations))
+    return hash_of("attestations", *(envelope.canonical for envelope in attestations))

@@ -183,6 +183,10 @@ class Consensus:
             actions += self.on_view_ended(ended)
         return actions
 
+    def timeouts_seen(self) -> dict[bytes, TimeoutSeen]:
+        """Return the timeout of the highest view that each voter was heard to send."""
+        return dict(self._timeouts)
+
     def _join(self) -> list[Action]:
         """R5: when f + 1 others gave up a later view, one of them is honest: give it up too."""
         views = sorted((seen[0].view for seen in self._timeouts.values()), reverse=True)

@@ -5,6 +5,7 @@ The machine reads only the integers. How to train (model, optimizer, codec, rule
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 from peerformer.protocol.codec import (
@@ -48,7 +49,7 @@ class Limits:
     train_milliseconds_max: U32 = 600_000  # the longest local training of a round
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Genesis:
     """The founding record of a swarm."""
 
@@ -81,12 +82,12 @@ class Genesis:
             raise MalformedError("limits that no round can meet")
         return genesis
 
-    @property
+    @cached_property
     def chain_id(self) -> bytes:
         """The hash that names this run."""
         return hash_of("genesis", encode(self))
 
-    @property
+    @cached_property
     def parameters_hash(self) -> bytes:
         """The hash of what binds every round's arithmetic."""
         return hash_of("parameters", self.recipe, encode(self.limits))

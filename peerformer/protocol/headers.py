@@ -56,6 +56,7 @@ class Headers:
     valid: set[bytes] = field(default_factory=set)
     voted: set[bytes] = field(default_factory=set)  # voted for before a restart
     applied: dict[Apply, Applied | None] = field(default_factory=dict)  # None: under way
+    _selected: tuple[Attestations, tuple[Operation, ...], Selection] | None = None  # the last
 
     @property
     def number(self) -> int:
@@ -116,12 +117,16 @@ class Headers:
         return chosen
 
     def _select(self, attestations: Attestations, operations: tuple[Operation, ...]) -> Selection:
+        if self._selected is not None and self._selected[:2] == (attestations, operations):
+            return self._selected[2]
         evicted = [op.evidence.first.sender for op in operations if isinstance(op, Eviction)]
         limits = self.chain.genesis.limits
         selection = select(attestations, self.chain.members, limits, self.number, evicted)
         needed = contributions_needed(len(self.chain.members.voters), limits)
-        enough = len(selection.accepted) >= needed
-        return selection if enough else Selection((), selection.refused)
+        if len(selection.accepted) < needed:
+            selection = Selection((), selection.refused)
+        self._selected = (attestations, operations, selection)
+        return selection
 
     # --- computing what follows ----------------------------------------------------------------
 

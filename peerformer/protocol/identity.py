@@ -6,6 +6,7 @@ are BLAKE3-256 with a tag per use, so that bytes hashed for one purpose never se
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from blake3 import blake3
 from cryptography.exceptions import InvalidSignature
@@ -15,6 +16,7 @@ HASH_SIZE_BYTES = 32
 KEY_SIZE_BYTES = 32
 SIGNATURE_SIZE_BYTES = 64
 HASH_CHAIN_LENGTH = 1 << 16  # proposals a peer can make before it must register anew
+VERIFIED_KEPT_MAX = 16_384  # a vote comes alone and again in certificates: check it once
 
 ADJECTIVES = (
     "amber ashen azure brave brisk bronze calm cedar clear coral crimson dapper dawn deep dusty "
@@ -73,6 +75,7 @@ class KeyPair:
         return self.private_key.sign(message)
 
 
+@lru_cache(maxsize=VERIFIED_KEPT_MAX)
 def verify(peer_id: bytes, message: bytes, signature: bytes) -> bool:
     """Tell whether `signature` is the one of `message` under the key `peer_id`; never raises."""
     try:

@@ -44,7 +44,6 @@ from peerformer.protocol.messages import (
     Timeout,
     TimeoutCertificate,
     is_genuine,
-    unpack,
 )
 from peerformer.protocol.selection import attestation_fault
 
@@ -59,7 +58,7 @@ FAULTS_MAX = 64  # a connection that sent so much false input is closed
 def receive(machine: "Machine", peer: bytes, frame: bytes) -> None:
     """Take one frame in."""
     try:
-        packet = unpack(frame)
+        packet = machine.unpack(frame)
     except MalformedError as error:
         blame(machine, peer, f"malformed: {error}")
     else:

@@ -7,7 +7,7 @@ After each event it settles: a decided header enters the chain and the next roun
 no socket, clock, thread or tensor.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from peerformer.protocol import intake, reports
 from peerformer.protocol.ballot import Ballot
@@ -40,7 +40,8 @@ from peerformer.protocol.effects import (
 from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.headers import Headers
 from peerformer.protocol.identity import HashChain, KeyPair
-from peerformer.protocol.messages import Certified, Packet, digest_of
+from peerformer.protocol.membership import quorum
+from peerformer.protocol.messages import Certified, Packet, digest_of, unpack
 from peerformer.protocol.neighbourhood import Neighbourhood
 from peerformer.protocol.outbox import Outbox
 from peerformer.protocol.requests import Requests
@@ -67,9 +68,11 @@ class Machine:
         genesis: Genesis,
         seed: bytes,
         *,
+        hash_chain: HashChain | None = None,
         addresses: tuple[str, ...] = (),
         records: Mapping[str, bytes] | None = None,
         state_round: int = 0,
+        unpack: Callable[[bytes], Packet] = unpack,
         now: float,
     ) -> None:
         """Found the peer on a genesis, or restore it from the records that it persisted.
@@ -77,20 +80,23 @@ class Machine:
         Args:
             genesis: what the swarm is founded on.
             seed: the 32 secret bytes of the identity key.
+            hash_chain: the reveals registered as this peer's, if not those of `seed`.
             addresses: where others reach this peer, as host:port.
             records: what `Persist` effects wrote before a restart.
             state_round: the round of the agreed state that the caller has installed, -1 for none.
+            unpack: frame -> packet; a world of many peers decodes each frame once for all.
             now: seconds since 1970 on a clock that never goes back.
 
         Raises:
             MalformedError: if the records are not what this peer wrote.
         """
         self.now = now
+        self.unpack = unpack
         self.keys = KeyPair.from_seed(seed)
         self.genesis = genesis
         self.chain = Chain(genesis)
         self.outbox = Outbox(self.keys, self.chain.chain_id)
-        self.hash_chain = HashChain.from_seed(seed)
+        self.hash_chain = hash_chain or HashChain.from_seed(seed)
         self.timing = Timing(genesis.limits.train_milliseconds_max / 1_000)
         self.ledger = Ledger()
         self.sync = Sync(self.chain, self.outbox, state_round)
@@ -247,7 +253,10 @@ class Machine:
         if current.attested and not current.grace_set:
             current.grace_set = True
             self.outbox.timer("propose", self.timing.attest_wait())
-        awaited = self.alive() & set(self.chain.members.voters)
+        voters = self.chain.members.voters
+        if len(current.attestations) < quorum(len(voters)):
+            return
+        awaited = self.alive() & set(voters)
         self.ballot.on_attestations(set(current.attestations), awaited)
 
     def _repeat_if_stuck(self, now: float) -> None:
@@ -319,7 +328,8 @@ class Machine:
             decided = self.ballot.consensus.decided
         was_ready = self.ballot.headers.state_ready
         self.sync.advance(now)
-        if self.sync.ready != was_ready or (self.sync.ready and not self.collection.training):
+        idle = not (self.collection.training or self.collection.trained)
+        if self.sync.ready != was_ready or (self.sync.ready and idle):
             self._on_state(now)
             self.ballot.build()
             self.ballot.advance()

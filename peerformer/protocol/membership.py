@@ -6,6 +6,7 @@ Reputation costs slots and order, never the vote.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated
 
 from peerformer.protocol.codec import U8, U32, U64, Hash, Many, PeerId, encode
@@ -55,26 +56,30 @@ class Member:
     idle_rounds: U32
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Members:
     """The members of one round, sorted by id, and the banned keys."""
 
     members: Annotated[tuple[Member, ...], Many(MEMBERS_MAX)]
     banned: Annotated[tuple[PeerId, ...], Many(MEMBERS_MAX)]
 
-    @property
+    @cached_property
     def hash(self) -> bytes:
         """The hash that headers carry."""
         return hash_of("members", encode(self))
 
-    @property
+    @cached_property
     def voters(self) -> tuple[bytes, ...]:
         """The ids of the voters, sorted."""
         return tuple(member.peer for member in self.members if member.role == VOTER)
 
     def get(self, peer: bytes) -> Member | None:
         """Return the member with this id, if it is one."""
-        return next((member for member in self.members if member.peer == peer), None)
+        return self._by_peer.get(peer)
+
+    @cached_property
+    def _by_peer(self) -> dict[bytes, Member]:
+        return {member.peer: member for member in self.members}
 
 
 def tolerated_faults(voters: int) -> int:
@@ -165,7 +170,7 @@ def _admission_fault(
 
 def join_hash(join: Envelope) -> bytes:
     """Return what a voucher names."""
-    return hash_of("join", encode(join))
+    return hash_of("join", join.canonical)
 
 
 def subject_of(operation: Operation) -> bytes:

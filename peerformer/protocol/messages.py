@@ -174,6 +174,11 @@ class Envelope:
             raise MalformedError("unknown statement")
         return decode(STATEMENTS[self.kind], self.body)
 
+    @cached_property
+    def canonical(self) -> bytes:
+        """The canonical bytes of the whole envelope."""
+        return encode(self)
+
 
 def signed_bytes(chain_id: bytes, kind: int, body: bytes) -> bytes:
     """Return what is signed for a statement."""
@@ -297,7 +302,7 @@ class Eviction:
 Operation = Annotated[Admission | Departure | Eviction, OneOf((Admission, Departure, Eviction))]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Header:
     """What one round decides. No view, leader or signature is in it: its digest is stable."""
 
@@ -317,10 +322,15 @@ class Header:
     beacon: Hash
     state_root: Hash
 
+    @cached_property
+    def digest(self) -> bytes:
+        """What is voted on, and what the next round names as parent."""
+        return hash_of("header", encode(self))
+
 
 def digest_of(header: Header) -> bytes:
-    """Return the digest of a header: what is voted on and what the next round names as parent."""
-    return hash_of("header", encode(header))
+    """Return the digest of a header."""
+    return header.digest
 
 
 # --- packets: what a connection carries --------------------------------------------------------

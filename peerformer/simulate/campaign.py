@@ -1,0 +1,76 @@
+"""Many worlds, one after another or in several processes, and what they add up to."""
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from peerformer.simulate.invariants import Violation
+from peerformer.simulate.troubles import Outcome, Plan, Troubled, run_seed
+
+FORK = ("one decision per round", "equal header, equal state")
+STALL = ("what is honest goes on", "decided within f + 2 views")
+INCRIMINATION = ("no honest peer is incriminated",)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the worlds run so far add up to."""
+
+    seeds: int = 0
+    rounds_decided: int = 0
+    views: Counter[int] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    violations: list[Violation] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one world."""
+        self.seeds += 1
+        self.rounds_decided += outcome.rounds_decided
+        self.views += outcome.views
+        self.counts += outcome.counts
+        if outcome.violation is not None:
+            self.violations.append(outcome.violation)
+
+    def broken(self, invariants: tuple[str, ...]) -> int:
+        """Return how often one of these invariants was broken."""
+        return sum(violation.invariant in invariants for violation in self.violations)
+
+    def as_json(self, seconds: float) -> dict[str, object]:
+        """Return the whole as one object."""
+        named = (*FORK, *STALL, *INCRIMINATION)
+        counts = {name.replace(" ", "_"): count for name, count in sorted(self.counts.items())}
+        return {
+            "seeds": self.seeds,
+            "rounds_decided": self.rounds_decided,
+            "forks": self.broken(FORK),
+            "stalls": self.broken(STALL),
+            "false_incriminations": self.broken(INCRIMINATION),
+            "invariant_breaks": len(self.violations) - self.broken(named),
+            "crashes": 0,
+            "partitions": 0,
+            "byzantine_acts": 0,
+            **counts,
+            "views": {str(view): count for view, count in sorted(self.views.items())},
+            "violations": [
+                {"seed": v.seed, "invariant": v.invariant, "what": v.what} for v in self.violations
+            ],
+            "seconds": round(seconds, 1),
+            "seeds_per_minute": round(60 * self.seeds / seconds, 1) if seconds else 0.0,
+        }
+
+
+def run_seeds(seeds: Iterable[int], plan: Plan) -> list[Outcome]:
+    """Run some worlds; stops after one that breaks an invariant."""
+    outcomes = []
+    for seed in seeds:
+        outcomes.append(run_seed(seed, plan))
+        if outcomes[-1].violation is not None:
+            break
+    return outcomes
+
+
+def replay(seed: int, plan: Plan) -> tuple[Troubled, Outcome]:
+    """Run one world again and return it whole, with what it remembers."""
+    troubled = Troubled(seed, plan)
+    troubled.world.trace = deque()  # from the beginning, however long it gets
+    return troubled, troubled.run()

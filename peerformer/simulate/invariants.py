@@ -1,0 +1,277 @@
+"""What must hold in every world, whatever the network, the disks and f liars do.
+
+Each rule is checked against a naive reference of its own, not against the code it judges: a second
+counting of signers, a second G(attestations), a second reckoning of who may vote. Only hosts that
+keep to the protocol are judged.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+
+from peerformer.protocol.certificates import vote_of
+from peerformer.protocol.codec import decode, encode
+from peerformer.protocol.conduct import slot_of
+from peerformer.protocol.effects import Report
+from peerformer.protocol.genesis import Genesis
+from peerformer.protocol.identity import hash_of
+from peerformer.protocol.machine import Machine
+from peerformer.protocol.merkle import state_root
+from peerformer.protocol.messages import (
+    STATEMENTS,
+    Admission,
+    Attestation,
+    Certified,
+    Departure,
+    Envelope,
+    Eviction,
+    HeaderBody,
+    Packet,
+    Timeout,
+    signed_bytes,
+)
+from peerformer.simulate.host import Host
+
+LATER_PACKETS_MAX = 1_024  # of the next round, over all connections: stated in `intake`
+BODIES_MAX = 64
+
+
+class Violation(AssertionError):
+    """The world saw what must never happen; the message names the seed and the invariant."""
+
+    def __init__(self, seed: int, invariant: str, what: str) -> None:
+        self.seed, self.invariant, self.what = seed, invariant, what
+        super().__init__(f"seed {seed}: {invariant}: {what}")
+
+    def __reduce__(self) -> tuple[type, tuple[int, str, str]]:
+        """Travel between processes."""
+        return type(self), (self.seed, self.invariant, self.what)
+
+
+class Invariants:
+    """The watcher of one world."""
+
+    def __init__(self, seed: int, genesis: Genesis, by_id: Mapping[bytes, list[Host]]) -> None:
+        """Watch from round 1 on."""
+        self.seed, self.genesis, self.by_id = seed, genesis, by_id
+        self.chain_id = genesis.chain_id
+        self.decided: dict[int, bytes] = {}  # round -> digest
+        self.states: dict[int, bytes] = {}  # round -> state root
+        self.said: dict[tuple[bytes, tuple[str, int, int]], bytes] = {}
+        self.gave_up: dict[tuple[bytes, int], int] = {}  # (peer, round) -> highest TIMEOUT said
+        self.committed: dict[tuple[bytes, int], int] = {}  # (peer, round) -> highest COMMIT said
+        self.voters: dict[int, frozenset[bytes]] = {1: frozenset(f.peer for f in genesis.founders)}
+        self.views: Counter[int] = Counter()  # view of decision -> rounds
+        self.view_of: dict[int, int] = {}  # round -> lowest view of a certificate seen
+        self.joins = self.evictions = 0
+        self.on_first_said: Callable[[Host, str], None] = lambda host, kind: None
+        self.on_first_decided: Callable[[Host], None] = lambda host: None
+        self._seen_tip: dict[tuple[int, int], int] = {}
+        self._certificates: set[tuple[int, bytes]] = set()  # those that were counted
+        self._attestations: dict[bytes, tuple[Envelope, ...]] = {}  # header digest -> its grounds
+        self._high: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def fail(self, invariant: str, what: str) -> None:
+        """Raise what must never happen."""
+        raise Violation(self.seed, invariant, what)
+
+    def _judged(self, host: Host) -> bool:
+        return host.honest or set(host.attacks) <= {"poison", "sign-flip"}
+
+    # --- what a host writes and says -----------------------------------------------------------
+
+    def before_persist(self, host: Host, records: tuple[tuple[str, bytes], ...]) -> None:
+        """A slot once written never changes."""
+        for key, data in records:
+            if key.startswith("slot/") and host.disk.records.get(key, data) != data:
+                self.fail("one message per slot", f"host {host.index} signed {key} twice")
+            digest = bytes.fromhex(key.rpartition("/body/")[2]) if "/body/" in key else b""
+            if digest and digest not in self._attestations:
+                self._attestations[digest] = decode(HeaderBody, data).attestations
+
+    def before_send(self, host: Host, packet: Packet) -> None:
+        """One statement a slot, durable before it is sent, and no vote in a view given up."""
+        envelope = getattr(packet, "envelope", None)
+        if envelope is None or envelope.sender != host.me or not self._judged(host):
+            return
+        slot = slot_of(envelope.statement)
+        if slot is None:
+            return
+        kind, number, view = slot
+        before = self.said.get((envelope.sender, slot))
+        if before is None:
+            self.said[envelope.sender, slot] = envelope.body
+            self._first_said(host, envelope, kind, number, view)
+        elif before != envelope.body:
+            self.fail("one message per slot", f"host {host.index} said two things for {slot}")
+
+    def _first_said(
+        self, host: Host, envelope: Envelope, kind: str, number: int, view: int
+    ) -> None:
+        key = f"slot/{number:012d}/{kind}/{view}"
+        if host.disk.records.get(key) != encode(envelope):
+            self.fail("durable before sent", f"host {host.index} sent {key}, which is not on disk")
+        given_up = self.gave_up.get((host.me, number), -1)
+        if kind == "timeout":
+            self.gave_up[host.me, number] = max(given_up, view)
+            self._check_claim(host, envelope)
+        elif kind == "commit":
+            earlier = self.committed.get((host.me, number), -1)
+            self.committed[host.me, number] = max(earlier, view)
+        if kind in ("prepare", "commit") and view <= given_up:
+            what = f"host {host.index} said {kind} in round {number}, view {view}"
+            self.fail("no vote in a view given up", f"{what}, after giving up view {given_up}")
+        self.on_first_said(host, kind)
+
+    def _check_claim(self, host: Host, envelope: Envelope) -> None:
+        """A timeout carries a lock at least as high as any commit before it."""
+        timeout = envelope.statement
+        assert isinstance(timeout, Timeout)
+        view = self.committed.get((host.me, timeout.round), -1)
+        if timeout.high_view < view:
+            self.fail("no lock is forgotten", f"host {host.index} denied its commit of {view}")
+
+    def on_report(self, host: Host, report: Report) -> None:
+        """Evidence never convicts an honest peer."""
+        if report.evidence is None or not self._judged(host):
+            return
+        culprit = getattr(report.event, "peer", "")
+        accused = self.by_id.get(bytes.fromhex(culprit), []) if culprit else []
+        if any(self._judged(one) for one in accused):
+            self.fail("no honest peer is incriminated", f"host {host.index}: {report.event}")
+
+    # --- what a host decides -------------------------------------------------------------------
+
+    def after_event(self, host: Host) -> None:
+        """Look at a host after something happened to it."""
+        machine = host.machine
+        if machine is None or not self._judged(host):
+            return
+        if machine.forked:
+            self.fail("one decision per round", f"host {host.index} saw a fork")
+        self._check_lock(host, machine)
+        seen = self._seen_tip.get((host.index, host.life), 0)
+        for number in range(seen + 1, machine.chain.tip + 1):
+            self._check_decided(host, machine, machine.chain.items[number - 1])
+        if machine.chain.tip != seen:
+            self._seen_tip[host.index, host.life] = machine.chain.tip
+            self._check_bounds(host, machine)
+
+    def _check_lock(self, host: Host, machine: Machine) -> None:
+        consensus = machine.ballot.consensus
+        view = consensus.high.view if consensus.high else -1
+        number, before = self._high.get((host.index, host.life), (consensus.round, -1))
+        if number == consensus.round and view < before:
+            self.fail("a lock never falls", f"host {host.index} fell from view {before} to {view}")
+        self._high[host.index, host.life] = (consensus.round, view)
+
+    def _check_decided(self, host: Host, machine: Machine, item: Certified) -> None:
+        header, number = item.header, item.header.round
+        digest = hash_of("header", encode(header))
+        first = number not in self.decided
+        if self.decided.setdefault(number, digest) != digest:
+            self.fail("one decision per round", f"two headers were decided for round {number}")
+        self._check_certificate(item, digest)
+        if first:
+            self.views[item.certificate.view] += 1
+            self.view_of[number] = item.certificate.view
+            self._reckon_voters(item)
+            self.on_first_decided(host)
+        for operation in header.operations:
+            if isinstance(operation, Eviction):
+                self._check_eviction(operation, number)
+        if first and digest in self._attestations:
+            self._check_accepted(item, machine, self._attestations[digest])
+
+    def _check_certificate(self, item: Certified, digest: bytes) -> None:
+        """More than two thirds of the round's voters signed, each once."""
+        certificate, number = item.certificate, item.header.round
+        known = (number, b"".join(certificate.signatures))
+        if known in self._certificates:
+            return
+        self._certificates.add(known)
+        voters = sorted(self.voters[number])
+        bits = int.from_bytes(certificate.signers, "little")
+        signers = [voter for index, voter in enumerate(voters) if bits >> index & 1]
+        vote = vote_of(certificate)
+        message = signed_bytes(self.chain_id, STATEMENTS.index(type(vote)), encode(vote))
+        good = 0
+        for signer, signature in zip(signers, certificate.signatures, strict=False):
+            keys = self.by_id.get(signer)
+            if keys and keys[0].keys.sign(message) == signature:  # Ed25519 has one signature
+                good += 1
+        if vote.digest != digest or vote.round != number or 3 * good <= 2 * len(voters):
+            what = f"round {number}: {good} good signatures of {len(voters)} voters"
+            self.fail("a quorum signed what is decided", what)
+
+    def _reckon_voters(self, item: Certified) -> None:
+        """Who may vote in the next round, from the operations alone."""
+        voters = set(self.voters[item.header.round])
+        for operation in item.header.operations:
+            match operation:
+                case Admission(join):
+                    self.joins += 1
+                    voters.add(join.sender)
+                case Departure(leave):
+                    voters.discard(leave.sender)
+                case Eviction(evidence):
+                    self.evictions += 1
+                    voters.discard(evidence.first.sender)
+        self.voters[item.header.round + 1] = frozenset(voters)
+
+    def _check_eviction(self, operation: Eviction, number: int) -> None:
+        first, second = operation.evidence.first, operation.evidence.second
+        hosts = self.by_id.get(first.sender, [])
+        if any(self._judged(host) for host in hosts):
+            self.fail("no honest peer is incriminated", f"round {number} evicts {hosts[0].index}")
+        for envelope in (first, second):
+            message = signed_bytes(self.chain_id, envelope.kind, envelope.body)
+            if not hosts or hosts[0].keys.sign(message) != envelope.signature:
+                self.fail("evidence is signed", f"round {number} evicts on a forged statement")
+
+    def _check_accepted(
+        self, item: Certified, machine: Machine, attestations: tuple[Envelope, ...]
+    ) -> None:
+        """What is accepted is held by f + 1 of the attesters; most of its scorers saw no harm."""
+        number, header = item.header.round, item.header
+        members = {m.peer: m for m in machine.chain.past_members[number].members}
+        enough = (len(self.voters[number]) - 1) // 3 + 1
+        holders: Counter[tuple[bytes, bytes]] = Counter()
+        scores: dict[tuple[bytes, bytes], list[int]] = defaultdict(list)
+        for envelope in attestations:
+            attestation = envelope.statement
+            assert isinstance(attestation, Attestation)
+            for judged in attestation.judgements:
+                if judged.holds:
+                    holders[judged.peer, judged.blob_hash] += 1
+                    if judged.score is not None:
+                        scores[judged.peer, judged.blob_hash].append(judged.score)
+        for accepted in header.contributions:
+            slot = accepted.peer, accepted.blob_hash
+            theta = self.genesis.limits.harm_micronats
+            harmed = sum(score < -theta for score in scores[slot])
+            member = members.get(accepted.peer)
+            quarantined = member is None or member.quarantined_until > number
+            if quarantined or holders[slot] < enough or 2 * harmed > len(scores[slot]):
+                self.fail(
+                    "accepted = G(attestations)",
+                    f"round {number} accepts a contribution held by {holders[slot]}, "
+                    f"harmful to {harmed} of {len(scores[slot])}",
+                )
+
+    def on_state(self, host: Host, number: int, state: bytes) -> None:
+        """Equal headers imply equal state bytes."""
+        root = state_root(state)
+        if self._judged(host) and self.states.setdefault(number, root) != root:
+            self.fail("equal header, equal state", f"host {host.index} differs in round {number}")
+
+    def _check_bounds(self, host: Host, machine: Machine) -> None:
+        """What one peer remembers of others is bounded."""
+        later = sum(len(packets) for packets in machine.later.values())
+        sizes = {
+            "packets of the next round": (later, LATER_PACKETS_MAX),
+            "headers of one round": (len(machine.ballot.headers.bodies), BODIES_MAX),
+            "signed slots": (len(machine.outbox.signed), 4_096),
+        }
+        for what, (size, most) in sizes.items():
+            if size > most:
+                self.fail("memory is bounded", f"host {host.index} holds {size} {what}")

@@ -1,0 +1,339 @@
+"""Random trouble of a seed: who lies, what breaks, when; and the run of one such world.
+
+A world of 4 to 13 peers (also where n is not 3f + 1) has up to f of them lie, crash for ever with a
+torn disk or both, never more than f together. For `TROUBLE_SECONDS` of virtual time hosts crash
+between any two effects, sleep, find their disks full; links lose, repeat, reorder, are slow, split
+both ways, one way and on and off; peers join and leave. Then the network becomes timely and what is
+honest must go on: the open round within f + 2 views, and every later one.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from random import Random
+
+from peerformer.byzantine import ATTACKS
+from peerformer.errors import ConfigError
+from peerformer.protocol.effects import Command
+from peerformer.protocol.membership import tolerated_faults
+from peerformer.simulate.host import Host, Replicas
+from peerformer.simulate.invariants import Violation
+from peerformer.simulate.world import LIMITS, World
+
+SIZES = (4, 4, 4, 5, 5, 6, 7, 7, 8, 9, 10, 11, 12, 13)  # small worlds break soonest
+TROUBLE_SECONDS = 45.0
+TRAIN_SECONDS = (0.3, 1.0, 2.5)  # of the fastest host: short rounds are many rounds
+AMBUSHES_MAX = 3
+ABOUT_LOCKS = 0.25
+SIZES_ABOUT_LOCKS = (4, 4, 4, 5, 7)
+SETTLE_SECONDS = 15.0  # reconnecting and noticing that the trouble is over
+PATIENCE_SECONDS = 600.0
+ROUNDS_AFTER = 2  # to be decided once the trouble is over
+LIARS_TOLD = (*ATTACKS, "poison")
+WORLDS = {
+    "mixed": "everything at once (the default)",
+    "calm": "nothing but delay: what a good day costs",
+    "crashes": "crashes, full and torn disks, sleep; honest peers only",
+    "partitions": "loss, repeats and partitions; honest peers only",
+    "liars": "up to f liars on a good network",
+    "churn": "joins and leaves among crashes and partitions",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What kinds of trouble a world has."""
+
+    kind: str = "mixed"
+    adversaries: tuple[tuple[str, ...], ...] | None = None  # None: drawn from the seed
+    peers: int | None = None  # None: drawn from the seed
+    trouble_seconds: float = TROUBLE_SECONDS
+
+    def has(self, *kinds: str) -> bool:
+        """Whether the world has trouble that belongs to one of these kinds."""
+        return self.kind == "mixed" or self.kind in kinds
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What happened in one world."""
+
+    seed: int
+    rounds_decided: int = 0
+    views: Counter[int] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)  # crashes, partitions, joins …
+    violation: Violation | None = None
+
+
+def parse_adversaries(text: str) -> tuple[tuple[str, ...], ...]:
+    """Read `equivocate*2,silent+amnesia`: two of one kind, one that does both.
+
+    Raises:
+        ConfigError: if an attack is unknown or a count is none.
+    """
+    liars: list[tuple[str, ...]] = []
+    for part in filter(None, text.split(",")):
+        names, _, number = part.strip().partition("*")
+        attacks = tuple(names.split("+"))
+        unknown = [name for name in attacks if name not in LIARS_TOLD and name != "sign-flip"]
+        if unknown or not (number or "1").isdigit():
+            raise ConfigError(
+                f"--adversaries cannot read {part!r}",
+                why=f"known: {', '.join(sorted(LIARS_TOLD))}",
+                hint='--adversaries "equivocate*1,silent*1"',
+            )
+        liars += [attacks] * int(number or 1)
+    return tuple(liars)
+
+
+class Troubled:
+    """A world with its trouble scheduled."""
+
+    def __init__(self, seed: int, plan: Plan, replicas: Replicas | None = None) -> None:
+        """Draw everything from the seed."""
+        self.seed, self.plan = seed, plan
+        self.random = Random(f"trouble {seed}")
+        # Some worlds are all about locks: few peers, a liar that leads over them, votes cut short.
+        self.about_locks = plan.kind == "mixed" and self.random.random() < ABOUT_LOCKS
+        sizes = SIZES_ABOUT_LOCKS if self.about_locks else SIZES
+        self.size = plan.peers or self.random.choice(sizes)
+        self.counts: Counter[str] = Counter()
+        liars = self._liars()
+        spares = self.random.choice((0, 0, 1, 2)) if plan.has("churn") else 0
+        self.world = World(
+            seed, self.size, attacks=liars, spares=spares, limits=LIMITS, replicas=replicas
+        )
+        self.founders = list(range(self.size))
+        self.spares = list(range(self.size, self.size + spares))
+        self.honest = [index for index in self.founders if index not in liars]
+        self.leaving: set[int] = set()
+        self.torn_left = tolerated_faults(self.size) - len(liars)
+        self.healed = False
+        self._schedule()
+
+    def _liars(self) -> dict[int, tuple[str, ...]]:
+        faults = tolerated_faults(self.size)
+        if self.plan.adversaries is not None:
+            drawn = list(self.plan.adversaries)
+        elif self.about_locks:
+            drawn = [("no-reproposal", "double-vote", "amnesia")] * faults
+        elif self.plan.has("liars"):
+            number = self.random.choice((0, faults, faults, self.random.randint(0, faults)))
+            drawn = [self._lies() for _ in range(number)]
+        else:
+            drawn = []
+        chosen = self.random.sample(range(self.size), min(len(drawn), self.size))
+        return dict(zip(chosen, drawn, strict=False))
+
+    def _lies(self) -> tuple[str, ...]:
+        if self.random.random() < 0.4:  # what belongs together
+            return ("split", "double-vote", *self.random.sample(["amnesia", "no-reproposal"], 1))
+        return tuple(self.random.sample(LIARS_TOLD, self.random.randint(1, 3)))
+
+    # --- scheduling ----------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        random, network, plan = self.random, self.world.network, self.plan
+        network.jitter_seconds = random.choice((0.05, 0.3, 1.0))
+        if plan.has("partitions"):
+            network.loss = random.choice((0.0, 0.0, 0.05, 0.2))
+            network.duplication = random.choice((0.0, 0.2))
+            network.upload_bytes_per_second = random.choice((0.0, 0.0, 50_000.0))
+            for _ in range(random.randint(0, 3)):
+                self.world.at(self._moment(), partial(self._partition, random.randint(0, 3)))
+        for host in self.world.hosts:
+            host.snapshot_every = random.choice((1, 1, 3))
+            host.clock_offset = random.uniform(-60, 60)
+        if plan.has("crashes", "churn"):
+            for _ in range(random.randint(0, 5)):
+                self.world.at(self._moment(), self._break_something)
+        if plan.has("churn"):
+            for index in self.honest:
+                if random.random() < 0.06:
+                    self.world.at(self._moment(), partial(self._leave, index))
+        if plan.has("crashes", "partitions"):
+            self._lie_in_wait()
+        fastest = random.choice(TRAIN_SECONDS)
+        self.world.train_seconds = lambda _: fastest * (1 + self.world.random.random() / 2)
+        self.world.at(5.0, self._watch)
+
+    def _lie_in_wait(self) -> None:
+        """Strike at the worst moment: just after somebody voted, gave up, or decided first."""
+        random, watch = self.random, self.world.invariants
+        kinds = ("prepare", "commit", "commit", "timeout", "proposal", "attestation")
+        ambushes: list[tuple[str, list[int]]] = [
+            (random.choice(kinds), [random.randint(1, 3 * self.size)])
+            for _ in range(random.randint(0, AMBUSHES_MAX))
+        ]
+        if self.about_locks:
+            ambushes += [("commit", [random.randint(1, 20)]), ("timeout", [random.randint(1, 8)])]
+
+        def on_first_said(host: Host, kind: str) -> None:
+            for awaited, left in ambushes:
+                if awaited == kind and not self.healed:
+                    left[0] -= 1
+                    if left[0] == 0:
+                        self._strike(host)
+
+        watch.on_first_said = on_first_said
+        if self.plan.has("partitions") and (self.about_locks or random.random() < 0.3):
+            watch.on_first_decided = self._isolate
+
+    def _strike(self, host: Host) -> None:
+        if self.plan.has("crashes") and self.random.random() < 0.6:
+            host.effects_until_crash = self.random.randint(1, 4)
+            if self.plan.has("partitions") and self.random.random() < 0.5:
+                self._divide()
+        elif self.plan.has("partitions"):
+            self._isolate(host)
+
+    def _divide(self) -> None:
+        """Leave no side with a quorum, for longer than a view lasts."""
+        everyone = list(range(len(self.world.hosts)))
+        self.random.shuffle(everyone)
+        half = len(everyone) // 2
+        self.counts["partitions"] += 1
+        self.world.network.split(set(everyone[:half]), set(everyone[half:]))
+        self.world.at(10 + self.random.random() * 20, self.world.network.join)
+
+    def _isolate(self, host: Host) -> None:
+        if self.healed or self.random.random() < 0.5:
+            return
+        self.counts["partitions"] += 1
+        self.world.network.split({host.index}, set(range(len(self.world.hosts))) - {host.index})
+        self.world.at(5 + self.random.random() * 30, self.world.network.join)
+
+    def _moment(self) -> float:
+        return self.random.random() * self.plan.trouble_seconds
+
+    def _partition(self, kind: int) -> None:
+        if self.healed:
+            return
+        everyone = range(len(self.world.hosts))
+        side = set(self.random.sample(everyone, self.random.randint(1, len(everyone) - 1)))
+        other = set(everyone) - side
+        both_ways = kind != 1
+        self.counts["partitions"] += 1
+        self.world.network.split(side, other, both_ways=both_ways)
+        lasts = self.random.random() * 20
+        if kind == 2:  # flapping
+            for beat in range(1, 8):
+                action = partial(self._flap, side, other, up=beat % 2 == 0)
+                self.world.at(lasts * beat / 8, action)
+        self.world.at(lasts, self.world.network.join)
+
+    def _flap(self, side: set[int], other: set[int], *, up: bool) -> None:
+        if self.healed or not up:
+            self.world.network.join()
+        else:
+            self.world.network.split(side, other)
+
+    def _break_something(self) -> None:
+        if self.healed:
+            return
+        host = self.world.hosts[self.random.choice(self.honest)]
+        match self.random.randint(0, 9):
+            case 0:
+                self._freeze(host.index)
+            case 1:
+                self.counts["full disks"] += 1
+                host.disk.full = True
+                self.world.at(self.random.random() * 15, partial(self._make_room, host.index))
+            case 2 if self.torn_left > 0:
+                self.torn_left -= 1
+                self.counts["torn disks"] += 1
+                self.world.crash(host.index)
+                host.disk.torn = True
+            case 3 | 4:
+                self.world.crash(host.index)
+            case _:  # in the middle of what one event brings about
+                host.effects_until_crash = self.random.randint(1, 60)
+
+    def _freeze(self, index: int) -> None:
+        self.counts["sleeps"] += 1
+        self.world.freeze(
+            index, self.random.random() * 10, clock_jump=self.random.choice((0, 3_600))
+        )
+
+    def _make_room(self, index: int) -> None:
+        self.world.hosts[index].disk.full = False
+
+    def _leave(self, index: int) -> None:
+        voters = self.size - len(self.leaving)
+        if self.healed or voters <= 4 or tolerated_faults(voters - 1) < tolerated_faults(self.size):
+            return  # f of the others may be liars: leaving must not make them too many
+        self.leaving.add(index)
+        self.counts["leaves"] += 1
+        self.world.command(index, Command("leave"))
+
+    def _watch(self) -> None:
+        """Somebody looks after every machine now and then."""
+        for host in self.world.hosts:
+            if host.peer is None and not host.disk.full:
+                self.world.boot(host.index)
+        self.world.at(5.0, self._watch)
+
+    # --- running -------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Run the world to its end; a violation is in the outcome."""
+        outcome = Outcome(self.seed)
+        world = self.world
+        try:
+            world.start()
+            world.run(seconds=self.plan.trouble_seconds)
+            self._heal()
+            self._go_on()
+        except Violation as violation:
+            outcome.violation = violation
+        outcome.rounds_decided = len(world.invariants.decided)
+        outcome.views = world.invariants.views
+        outcome.counts = self.counts
+        outcome.counts["crashes"] += world.crashes
+        outcome.counts["byzantine acts"] += world.plot.acts
+        outcome.counts["byzantine peers"] += len(self.founders) - len(self.honest)
+        outcome.counts["evictions"] += world.invariants.evictions
+        outcome.counts["joins"] += world.invariants.joins
+        outcome.counts["messages lost"] += world.network.lost
+        return outcome
+
+    def _heal(self) -> None:
+        self.healed = True
+        self.world.network.heal()
+        for host in self.world.hosts:
+            host.disk.full = False
+            host.effects_until_crash = None
+        self.world.run(seconds=SETTLE_SECONDS)
+
+    def _go_on(self) -> None:
+        """Liveness: the open round within f + 2 views from now, and the next ones as well."""
+        world = self.world
+        stay = [host.index for host in world.honest() if host.index not in self.leaving]
+        stay = [index for index in stay if index not in self.spares]
+        begun = max(world.tip(index) for index in stay)
+        view = max(self._view(index, begun + 1) for index in stay)
+        goal = begun + ROUNDS_AFTER
+        reached = world.run(
+            seconds=PATIENCE_SECONDS,
+            until=lambda: all(world.tip(index) >= goal for index in stay),
+        )
+        if not reached:
+            tips = [world.tip(host.index) for host in world.hosts]
+            what = f"{tips} decided {PATIENCE_SECONDS:.0f} s after healing, wanted {goal} of {stay}"
+            world.invariants.fail("what is honest goes on", what)
+        faults = tolerated_faults(self.size)
+        for number in range(begun + 1, goal + 1):
+            most = faults + 2 + (view if number == begun + 1 else 0)
+            if world.invariants.view_of[number] > most:
+                what = f"round {number} took view {world.invariants.view_of[number]}, f = {faults}"
+                world.invariants.fail("decided within f + 2 views", what)
+
+    def _view(self, index: int, number: int) -> int:
+        machine = self.world.hosts[index].machine
+        at_it = machine is not None and machine.ballot.number == number
+        return machine.ballot.consensus.view if machine is not None and at_it else 0
+
+
+def run_seed(seed: int, plan: Plan, replicas: Replicas | None = None) -> Outcome:
+    """Run the world of one seed."""
+    return Troubled(seed, plan, replicas).run()
