@@ -130,12 +130,10 @@ def load_checkpoint(path: Path, replica: Replica) -> dict[str, Any]:
             why=f"it is of another model or optimizer: {getattr(error, 'what', error)}",
             hint="use the settings that it was trained with, or another --run NAME",
         ) from error
-    replica.step = int(state["step"])
-    replica.skipped = int(state["replica"]["skipped"])
+    replica.step, replica.skipped = state["step"], state["replica"]["skipped"]
     replica.norms.clear()
     replica.norms.extend(state["replica"]["norms"])
-    position = state["position"]
-    assert isinstance(position, dict)
+    position: dict[str, Any] = state["position"]
     return position
 
 
@@ -147,7 +145,7 @@ def verify(path: Path) -> dict[str, Any]:
     """
     try:
         return _whole_state(path)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise _unusable(path, str(error)) from error
 
 
@@ -158,10 +156,12 @@ def _whole_state(path: Path) -> dict[str, Any]:
         is_whole = state["digest"] == _state_digest(state)
     except FileNotFoundError as error:
         raise ValueError(f"{STATE} is missing") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{STATE} cannot be read: {error}") from error
     if not is_whole:
         raise ValueError(f"{STATE} is not as it was written: changed")
+    if not _is_complete(state):
+        raise ValueError(f"{STATE} does not hold what a checkpoint holds")
     for name, digest in state["files"].items():
         file = path / name
         if Path(name).name != name or not file.is_file():
@@ -169,6 +169,20 @@ def _whole_state(path: Path) -> dict[str, Any]:
         if _digest(file) != digest:
             raise ValueError(f"{name} is not as it was written: cut short or changed")
     return dict(state)
+
+
+def _is_complete(state: dict[str, Any]) -> bool:
+    """Whether all that loading reads is there and of its kind; anybody can make a digest fit."""
+    match state:
+        case {
+            "step": int(),
+            "replica": {"norms": list(norms), "skipped": int()},
+            "position": dict(),
+            "files": dict(files),
+        }:
+            numbers = all(isinstance(norm, int | float) for norm in norms)
+            return numbers and {MODEL, OPTIMIZER} <= files.keys()
+    return False
 
 
 def _unusable(path: Path, why: str) -> CheckpointError:

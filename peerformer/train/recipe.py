@@ -32,7 +32,7 @@ def recipe_config(recipe: bytes, *, threads: int = 0, data: DataConfig | None = 
     """
     try:
         mapping = json.loads(recipe)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # nested without end, within its size
         raise ConfigError("the swarm's recipe is not JSON", why=str(error)) from error
     config = from_json(mapping, where="the swarm's recipe")
     training = replace(config.training, threads=threads)
