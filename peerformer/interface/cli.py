@@ -35,6 +35,10 @@ COMMANDS = {
     "node": ("node:node", "Run one peer, with an interactive console."),
     "status": ("status:status", "How a run or a swarm is doing."),
     "log": ("log:log", "What happened in a run or a swarm, from its journal."),
+    "verify": (
+        "verify:verify",
+        "Check a swarm's run, a certificate or evidence against a genesis.",
+    ),
 }
 GROUPS = {
     "config": (
