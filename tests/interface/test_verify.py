@@ -355,7 +355,7 @@ def flip_hex(text: str, at: int) -> str:
         ("round", lambda number: -1, "damaged"),
         ("round", lambda number: "2", "damaged"),
         ("files", lambda files: {}, "'model.safetensors' is not the file"),
-        ("files", lambda files: {**files, "../../genesis.bin": "00"}, "genesis.bin"),
+        ("files", lambda files: {**files, "gone": "00"}, "'gone' is not the file"),
         ("files", lambda files: {"model.safetensors": "00"}, "'model.safetensors' is not"),
         ("files", lambda files: [], "damaged"),
     ],
@@ -374,6 +374,16 @@ def test_a_checkpoint_is_held_to_the_chain_and_to_its_list(
     assert "certificates" in shown["checked"]  # the chain holds all the same
     (path / "state.json").write_text("junk")
     assert verify(run)[0] == 1
+
+
+def test_a_checkpoint_lists_no_file_from_elsewhere(run: Path, verify: Verify, world: World) -> None:
+    path = save_checkpoint(run, world, 2)
+    state = json.loads((path / "state.json").read_text())
+    outside = blake3((run / "genesis.bin").read_bytes()).hexdigest()
+    state["files"]["../../genesis.bin"] = outside
+    (path / "state.json").write_text(json.dumps(state))
+    code, shown = verify(run)
+    assert code == 1 and "genesis.bin" in shown["fault"]["what"]
 
 
 def of_round(world: World, number: int) -> RoundCertificate:
