@@ -24,7 +24,7 @@ from peerformer.errors import DataError
 LINE_BYTES_MAX = 1_048_576
 
 
-def _tag(class_name: str) -> str:
+def snake_case(class_name: str) -> str:
     """`StepDone` -> `step_done`."""
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in class_name).lstrip("_")
 
@@ -34,7 +34,7 @@ class _Record(
     frozen=True,
     kw_only=True,
     tag_field="event",
-    tag=_tag,
+    tag=snake_case,
     forbid_unknown_fields=True,
 ):
     """What all records have: the time of writing, UTC ISO-8601, empty until then."""
@@ -276,7 +276,9 @@ Event = (
 
 # JSON has no NaN, and a diverged loss is written as null: these fields read null as NaN again.
 _NUMBERS: dict[str, frozenset[str]] = {
-    _tag(kind.__name__): frozenset(n for n, hint in get_type_hints(kind).items() if hint is float)
+    snake_case(kind.__name__): frozenset(
+        name for name, hint in get_type_hints(kind).items() if hint is float
+    )
     for kind in Event.__args__
 }
 

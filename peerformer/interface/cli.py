@@ -36,6 +36,10 @@ COMMANDS = {
     "status": ("status:status", "How a run or a swarm is doing."),
     "simulate": ("simulate:simulate", "The protocol in worlds full of trouble."),
     "log": ("log:log", "What happened in a run or a swarm, from its journal."),
+    "verify": (
+        "verify:verify",
+        "Check a swarm's run, a certificate or evidence against a genesis.",
+    ),
 }
 GROUPS = {
     "config": (

@@ -2,9 +2,11 @@
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
-from peerformer.node.directory import SwarmDirectory
+from peerformer.errors import ConfigError
+from peerformer.node.directory import PeerDirectory, SwarmDirectory
 
 STALE_SECONDS = 30.0  # a running peer writes its status whenever something changes
 
@@ -83,3 +85,31 @@ def _validation(statuses: list[dict[str, Any]]) -> dict[str, float]:
     for status in statuses:
         found.update(status.get("bits_per_byte") or {})
     return dict(sorted(found.items(), key=lambda pair: int(pair[0])))
+
+
+def chosen_peer(swarm: SwarmDirectory, name: str | None) -> PeerDirectory:
+    """Return the peer of a name, or (None) the one that decided the most rounds without lying.
+
+    Raises:
+        ConfigError: if there is none; names those that there are.
+    """
+    directories = {directory.name: directory for directory in swarm.peers()}
+    if not directories:
+        raise ConfigError("no peer of this swarm has run here", where=str(swarm.path))
+    if name is not None:
+        if name not in directories:
+            known = ", ".join(sorted(directories))
+            raise ConfigError(f"there is no peer called {name} here", why=f"known: {known}")
+        return directories[name]
+    rows = [(directory, directory.read_status() or {}) for directory in directories.values()]
+    honest = [row for row in rows if not row[1].get("adversary")] or rows
+    return max(honest, key=lambda row: (_round_in(row[1]), _size(row[0].journal)))[0]
+
+
+def _round_in(status: dict[str, Any]) -> int:
+    number = status.get("round", 0)
+    return number if isinstance(number, int) else 0
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

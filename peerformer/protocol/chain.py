@@ -64,44 +64,34 @@ class Chain:
 
     def header_fault(self, header: Header) -> str | None:
         """Return why a header cannot follow the tip, whatever its state root; or None."""
-        builder = self.members.get(header.builder)
-        if builder is None or builder.peer not in self.members.voters:
-            return "built by no voter"
         expected = (
-            (header.version, PROTOCOL_VERSION, "version"),
             (header.round, self.tip + 1, "round"),
             (header.parent, self.head, "parent"),
-            (header.members_hash, self.members.hash, "members"),
-            (header.parameters_hash, self.genesis.parameters_hash, "parameters"),
             (header.beacon, self.next_beacon(header.reveal), "beacon"),
         )
         for given, due, what in expected:
             if given != due:
                 return f"wrong {what}"
-        if not reveals(builder.chain_anchor, header.reveal):
-            return "wrong reveal"
-        fault = self.operations_fault(header.operations)
+        fault = lone_header_fault(
+            header, self.members, self.genesis, self.chain_id
+        ) or self._history_fault(header.operations)
         if fault:
             return fault
-        if header.next_members_hash != next_members(self.members, header).hash:
-            return "wrong next members"
         if not header.contributions and header.state_root != self.state_root:
             return "a null round that changes the state"
         return None
 
     def operations_fault(self, operations: tuple[Operation, ...]) -> str | None:
         """Return why these operations may not stand in the next header, or None."""
-        subjects = [subject_of(operation) for operation in operations]
-        if subjects != sorted(set(subjects)):
-            return "operations repeated or unsorted"
+        return lone_operations_fault(
+            operations, self.members, self.genesis, self.chain_id, self.tip + 1
+        ) or self._history_fault(operations)
+
+    def _history_fault(self, operations: tuple[Operation, ...]) -> str | None:
+        """Return what earlier rounds have against these operations, or None."""
         if sum(isinstance(operation, Admission) for operation in operations) > self.joins_left():
             return "too many admissions"
         for operation in operations:
-            fault = operation_fault(
-                operation, self.members, self.genesis, self.chain_id, self.tip + 1
-            )
-            if fault:
-                return fault
             if isinstance(operation, Admission) and isinstance(operation.join.statement, Join):
                 left = self.departures.get(operation.join.sender, 0)
                 if operation.join.statement.round <= left:
@@ -157,6 +147,53 @@ class Chain:
         before = self.past_members[header.round].voters
         live = tuple(p for p in peers_of(before, header.attesters) or () if p in set(voters))
         return live if len(live) >= quorum(len(voters)) else voters
+
+
+def lone_header_fault(
+    header: Header, members: Members, genesis: Genesis, chain_id: bytes
+) -> str | None:
+    """Return why no chain of this genesis holds the header in a round of these members, or None.
+
+    It needs no earlier round, so it leaves open whether the parent, the beacon and the state root
+    are those of the chain.
+    """
+    builder = members.get(header.builder)
+    if builder is None or builder.peer not in members.voters:
+        return "built by no voter"
+    expected = (
+        (header.version, PROTOCOL_VERSION, "version"),
+        (header.members_hash, members.hash, "members"),
+        (header.parameters_hash, genesis.parameters_hash, "parameters"),
+    )
+    for given, due, what in expected:
+        if given != due:
+            return f"wrong {what}"
+    if not reveals(builder.chain_anchor, header.reveal):
+        return "wrong reveal"
+    fault = lone_operations_fault(header.operations, members, genesis, chain_id, header.round)
+    if fault:
+        return fault
+    if header.next_members_hash != next_members(members, header).hash:
+        return "wrong next members"
+    return None
+
+
+def lone_operations_fault(
+    operations: tuple[Operation, ...],
+    members: Members,
+    genesis: Genesis,
+    chain_id: bytes,
+    round_number: int,
+) -> str | None:
+    """Return why these operations may stand in no header of this round, or None."""
+    subjects = [subject_of(operation) for operation in operations]
+    if subjects != sorted(set(subjects)):
+        return "operations repeated or unsorted"
+    for operation in operations:
+        fault = operation_fault(operation, members, genesis, chain_id, round_number)
+        if fault:
+            return fault
+    return None
 
 
 def leader_of(leaders: tuple[bytes, ...], round_number: int, view: int) -> bytes:

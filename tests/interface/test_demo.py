@@ -112,6 +112,36 @@ def test_status_and_log_tell_what_happened(told: tuple[Path, dict[str, Any]]) ->
 
 
 @pytest.mark.timeout(300)
+def test_whoever_holds_the_genesis_can_check_the_run_and_what_convicted(
+    told: tuple[Path, dict[str, Any]],
+) -> None:
+    directory, summary = told
+    checkpoint = Path(summary["checkpoint"])
+    name, liar = checkpoint.parent.parent.name, cast(summary).equivocator
+    genesis = directory / "genesis-from-a-friend.bin"
+    genesis.write_bytes((directory / checkpoint.parent.parent / "genesis.bin").read_bytes())
+    trusted = ("--genesis", str(genesis))
+    for peer in (p["name"] for p in summary["peers"] if not p["adversary"]):
+        verified = run(directory, "verify", name, "--peer", peer, *trusted, "--json")
+        found = json.loads(verified.stdout)
+        assert verified.returncode == 0, (peer, found["fault"])
+        assert found["rounds"] >= summary["rounds"]
+        assert f"certificate and files of {checkpoint.name}" in found["checked"]
+        assert sum(check.startswith("state of round") for check in found["checked"]) == 3
+    evicted = next(
+        json.loads(line)["round"]
+        for line in run(directory, "log", name, "--about", liar, "--json").stdout.splitlines()
+        if json.loads(line)["event"] == "peer_evicted"
+    )
+    for what in ("certificate", "evidence"):
+        shown = run(directory, "log", name, "--round", str(evicted), f"--{what}")
+        (directory / f"{what}.json").write_text(shown.stdout)
+        verified = run(directory, "verify", f"{what}.json", *trusted)
+        assert verified.returncode == 0, verified.stdout + shown.stderr
+    assert f"convicted   {liar}" in verified.stdout and "signed two" in verified.stdout
+
+
+@pytest.mark.timeout(300)
 def test_the_agreed_model_is_an_ordinary_checkpoint(told: tuple[Path, dict[str, Any]]) -> None:
     directory, summary = told
     name = Path(summary["checkpoint"]).parent.parent.name

@@ -67,6 +67,11 @@ def test_a_swarm_takes_orders_stops_at_ctrl_c_and_goes_on(tmp_path: Path) -> Non
     up = start(tmp_path, "--peers", "4", "--run", "mine", "--data", "synthetic:1", *settings)
     try:
         first = until(tmp_path, up, lambda now: now["round"] >= 1)
+        genesis = tmp_path / "genesis-from-a-friend.bin"
+        genesis.write_bytes((tmp_path / "runs" / "mine" / "genesis.bin").read_bytes())
+        verified = say(tmp_path, "verify", "mine", "--genesis", genesis.name, "--json")
+        found = json.loads(verified.stdout)  # while the peers are running
+        assert verified.returncode == 0 and found["rounds"] >= 1 and found["fault"] is None, found
         victim = first["peers"][0]["name"]
         assert say(tmp_path, "peer", "kill", victim).returncode == 0
         until(tmp_path, up, lambda now: state(now, victim) == "down")

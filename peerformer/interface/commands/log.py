@@ -1,6 +1,7 @@
 """`peerformer log`: what happened, from the journals."""
 
 import json
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,9 +10,17 @@ import msgspec
 from cyclopts import Parameter
 
 from peerformer import events
-from peerformer.errors import ConfigError, PeerformerError
+from peerformer.errors import ConfigError, DataError, PeerformerError
 from peerformer.events import read_journal
-from peerformer.node.directory import SwarmDirectory, find_swarm
+from peerformer.node.directory import find_swarm
+from peerformer.node.overview import chosen_peer
+from peerformer.node.stored import stored_headers
+from peerformer.protocol.light_client import (
+    LightClient,
+    RoundCertificate,
+    RoundEvidence,
+    show_document,
+)
 
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _HASH_SHOWN = 12
@@ -28,11 +37,29 @@ def log(
     about: Annotated[str | None, Parameter(help="Only what concerns this peer.")] = None,
     round_number: Annotated[int | None, Parameter(name="--round", help="Only this round.")] = None,
     since: Annotated[str | None, Parameter(help="Only the last 30s, 10m, 2h or 1d.")] = None,
-    evidence: Annotated[bool, Parameter(negative=(), help="Only refusals and evidence.")] = False,
+    evidence: Annotated[
+        bool,
+        Parameter(
+            negative=(),
+            help="Only refusals and evidence; with --round also what convicted, as a JSON file "
+            "for `verify` on stdout.",
+        ),
+    ] = False,
+    certificate: Annotated[
+        bool,
+        Parameter(negative=(), help="The --round with its signatures, a JSON file for `verify`."),
+    ] = False,
     json_output: Annotated[bool, Parameter(name="--json", negative=(), help="JSON lines.")] = False,
 ) -> None:
     """Tell what happened in a run or a swarm."""
+    if certificate:
+        if round_number is None or evidence:
+            raise ConfigError("--certificate goes with a --round, and without --evidence")
+        print(json.dumps(show_document(_decided(run, peer, round_number)[0]), indent=1))
+        return
     after = datetime.now(UTC) - _duration(since) if since else None
+    # What convicts is the result then, and what is told of it is not to get into the file.
+    told = sys.stderr if evidence and round_number is not None else sys.stdout
     for event in read_journal(_journal(run, peer)):
         fields = msgspec.to_builtins(event)
         if about is not None and about not in (fields.get("name"), fields.get("leader")):
@@ -43,7 +70,11 @@ def log(
             continue
         if after is not None and datetime.fromisoformat(event.time) < after:
             continue
-        print(json.dumps(fields) if json_output else _line(event, fields))
+        print(json.dumps(fields) if json_output else _line(event, fields), file=told)
+    if told is sys.stderr and round_number is not None:
+        convicting = _decided(run, peer, round_number)[1]
+        if convicting.evidence:
+            print(json.dumps(show_document(convicting), indent=1))
 
 
 _CONDUCT = (
@@ -67,30 +98,31 @@ def _journal(run: str | None, peer: str | None) -> Path:
         if not found:
             raise
         return found[0]
-    directories = swarm.peers()
-    if peer is not None:
-        known = {directory.name: directory for directory in directories}
-        if peer not in known:
-            raise ConfigError(
-                f"there is no peer called {peer} here", why=f"known: {', '.join(sorted(known))}"
-            )
-        return known[peer].journal
-    return _fullest(swarm).journal
+    return chosen_peer(swarm, peer).journal
 
 
-def _fullest(swarm: SwarmDirectory) -> Any:
-    """The journal of whoever decided the most rounds without lying."""
-    rows = [(d, d.read_status() or {}) for d in swarm.peers()]
-    if not rows:
-        raise ConfigError("no peer of this swarm has run here", where=str(swarm.path))
-    honest = [row for row in rows if not row[1].get("adversary")] or rows
-    return max(
-        honest,
-        key=lambda row: (
-            row[1].get("round", 0),
-            row[0].journal.stat().st_size if row[0].journal.exists() else 0,
-        ),
-    )[0]
+def _decided(
+    run: str | None, peer: str | None, number: int
+) -> tuple[RoundCertificate, RoundEvidence]:
+    """Return a decided round as files to hand on, from a store that is verified up to there."""
+    swarm = find_swarm(run)
+    directory = chosen_peer(swarm, peer)
+    client = LightClient(swarm.genesis(), frozenset({number}))
+    fault = client.follow(stored_headers(directory).records[: max(0, number)])
+    if fault is not None:
+        raise DataError(
+            f"round {fault.round} in this peer's store does not hold",
+            where=str(directory.path),
+            why=fault.what,
+            hint="--peer ANOTHER",
+        )
+    if client.chain.item(number) is None:
+        raise ConfigError(
+            f"round {number} is not decided in this peer's store",
+            where=str(directory.path),
+            why=f"it holds rounds 1 to {client.chain.tip}" if client.chain.tip else "it has none",
+        )
+    return client.certificate_of(number), client.evidence_of(number)
 
 
 def _duration(text: str) -> timedelta:
