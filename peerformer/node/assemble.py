@@ -60,7 +60,6 @@ class PeerOptions:
     attack: str | None = None
     attack_from_round: int = 0
     validates: bool = True  # measures bits per byte after each round
-    learn_from: tuple[bytes, ...] = ()  # peer records known beforehand
 
 
 def wall_clock() -> datetime:

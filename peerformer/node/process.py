@@ -25,15 +25,13 @@ from peerformer.node.status import Tally, status_of, write_status
 from peerformer.node.transport import DialError
 from peerformer.node.worker import leave_operators_to_the_bench
 from peerformer.peer import Peer
-from peerformer.protocol.codec import MalformedError, decode, encode
+from peerformer.protocol.codec import encode
 from peerformer.protocol.effects import Command, Report
 from peerformer.protocol.identity import name_of
-from peerformer.protocol.messages import Envelope
 
 STATUS_SECONDS = 0.25
 BOOTSTRAP_RETRY_SECONDS = 1.0
 LEAVE_SECONDS_MAX = 8.0  # SIGTERM must be over within ten
-RECORDS_FILE = "peers.bin"
 
 logger = logging.getLogger("peerformer.node")
 
@@ -68,7 +66,6 @@ class Running:
             on_validated=self._on_validated,
         )
         self.node = self.parts.node
-        self._recall_peers()
         machine = self.node.peer.machine
         self._event(
             events.NodeStarted(
@@ -150,28 +147,7 @@ class Running:
             if now != last:
                 last = now
                 write_status(self.directory.status, status)
-                self._remember_peers()
             await asyncio.sleep(STATUS_SECONDS)
-
-    # --- peers known beforehand ------------------------------------------------------------------
-
-    def _remember_peers(self) -> None:
-        entries = self.peer.machine.neighbourhood.book.entries
-        lines = [encode(entry.envelope).hex() for entry in entries.values()]
-        (self.directory.path / RECORDS_FILE).write_text("\n".join(lines))
-
-    def _recall_peers(self) -> None:
-        try:
-            lines = (self.directory.path / RECORDS_FILE).read_text().split()
-        except OSError:
-            return
-        neighbourhood = self.peer.machine.neighbourhood
-        for line in lines:
-            try:
-                envelope = decode(Envelope, bytes.fromhex(line))
-            except (MalformedError, ValueError):
-                continue
-            neighbourhood.learn(envelope, envelope.sender, self.node.now())
 
     async def bootstrap(self, address: str, expect: bytes | None) -> None:
         """Connect to one known address, again and again until somebody is connected."""

@@ -45,6 +45,7 @@ from peerformer.protocol.messages import (
     TimeoutCertificate,
     is_genuine,
 )
+from peerformer.protocol.rates import RATES
 from peerformer.protocol.selection import attestation_fault
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def take(machine: "Machine", peer: bytes, packet: Packet) -> None:
 def _take(machine: "Machine", peer: bytes, packet: Packet) -> None:
     """Raises MalformedError if a statement in the packet does not decode."""
     neighbourhood = machine.neighbourhood
+    if not _in_time(machine, peer, packet):
+        return
     match packet:
         case Hello():
             if neighbourhood.on_hello(peer, packet, machine.now):
@@ -91,6 +94,18 @@ def _take(machine: "Machine", peer: bytes, packet: Packet) -> None:
     fault = _of_round(machine, peer, packet) if _round_of(packet) else _aside(machine, peer, packet)
     if fault:
         blame(machine, peer, fault)
+
+
+def _in_time(machine: "Machine", peer: bytes, packet: Packet) -> bool:
+    """Whether to attend to a packet: not if its kind came too often on this connection."""
+    if peer not in machine.outbox.connected:
+        return type(packet) not in RATES  # it is gone: whatever it wanted cannot be answered
+    if isinstance(packet, AskHeaders) and machine.sync.goes_on(peer, packet.first_round):
+        return True
+    attended, flood = machine.rates.may_answer(peer, packet, machine.now)
+    if flood:
+        blame(machine, peer, flood)
+    return attended
 
 
 def blame(machine: "Machine", peer: bytes, reason: str) -> None:

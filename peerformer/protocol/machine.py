@@ -10,6 +10,7 @@ no socket, clock, thread or tensor.
 from collections.abc import Callable, Mapping
 
 from peerformer.protocol import intake, reports
+from peerformer.protocol.anchors import is_of_book
 from peerformer.protocol.ballot import Ballot
 from peerformer.protocol.chain import Chain
 from peerformer.protocol.codec import MalformedError, decode, encode
@@ -42,8 +43,9 @@ from peerformer.protocol.headers import Headers
 from peerformer.protocol.identity import HashChain, KeyPair
 from peerformer.protocol.membership import quorum
 from peerformer.protocol.messages import Certified, Packet, digest_of, unpack
-from peerformer.protocol.neighbourhood import Neighbourhood
+from peerformer.protocol.neighbourhood import Link, Neighbourhood
 from peerformer.protocol.outbox import Outbox
+from peerformer.protocol.rates import Rates
 from peerformer.protocol.requests import Requests
 from peerformer.protocol.sync import Sync
 from peerformer.protocol.timing import Timing
@@ -102,16 +104,18 @@ class Machine:
         self.sync = Sync(self.chain, self.outbox, state_round)
         self.requests = Requests(self.chain, self.outbox, self.hash_chain.links[0])
         self.neighbourhood = Neighbourhood(self.chain, self.outbox, seed, addresses)
+        self.rates = Rates()
         self.last_contributed: dict[bytes, int] = {}
         self.later: dict[bytes, list[Packet]] = {}  # packets of the next round, by sender
         self.faults: dict[bytes, int] = {}  # malformed or false input, by the connection it came on
         self.decided_at = now
         self.asked_header_at = 0.0
-        self.progress_at = now  # when I last persisted anything
+        self.progress_at = now  # when I last persisted anything of a round
         self.forked: tuple[Certified, Certified] | None = None
         self.paused = False
         self._records = dict(records or {})
         self._restore_chain(state_round)
+        self.neighbourhood.restore(self._records)
         self._begin_round()
 
     @property
@@ -155,10 +159,11 @@ class Machine:
                 self._on_work(event, now)
             case TimerFired(name):
                 self._on_timer(name, now)
-            case Connected(peer):
-                self.neighbourhood.on_connected(peer, now)
+            case Connected(peer, address, outbound):
+                self.neighbourhood.on_connected(peer, Link(address, outbound, now), now)
             case Disconnected(peer):
                 self.neighbourhood.on_disconnected(peer)
+                self.rates.forget(peer)
                 self.sync.on_disconnected(peer)
                 self.later.pop(peer, None)
                 self.faults.pop(peer, None)
@@ -169,7 +174,7 @@ class Machine:
                 self._on_command(name, now)
         self._settle(now)
         effects = self.outbox.take()
-        if any(isinstance(effect, Persist) for effect in effects):
+        if any(isinstance(effect, Persist) and not is_of_book(effect) for effect in effects):
             self.progress_at = now
         return effects
 
@@ -233,7 +238,7 @@ class Machine:
             case FetchState():
                 self.sync.on_state_fetched(work, succeeded=result is True, now=now)
             case Dial():
-                self.neighbourhood.on_dialled(work.peer, reached=result is True, now=now)
+                self.neighbourhood.on_dialled(work, reached=result is True, now=now)
             case Adopt():
                 assert result is True, "the agreed state could not be adopted"
         self.on_attestations()

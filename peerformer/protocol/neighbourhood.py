@@ -1,11 +1,21 @@
-"""Greeting, peer exchange, and whom to dial: the parts of discovery that talk."""
+"""Greeting, peer exchange, and whom to dial: the parts of discovery that talk.
+
+Members are always dialled. Beyond them a peer keeps a few connections of its own choice, no two in
+one address group, and more while it hears less than a quorum of voters: a quorum cannot be forged,
+so whoever hears one is not cut off, whoever else surrounds it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from peerformer import events
+from peerformer.protocol.addresses import group_of
+from peerformer.protocol.anchors import Keeper
 from peerformer.protocol.chain import Chain
-from peerformer.protocol.discovery import EXCHANGE_SECONDS, RECORD_LIFETIME_SECONDS, AddressBook
+from peerformer.protocol.discovery import MEMBER, RECORD_LIFETIME_SECONDS, AddressBook
 from peerformer.protocol.effects import Dial
 from peerformer.protocol.identity import hash_of, name_of
-from peerformer.protocol.membership import Members
+from peerformer.protocol.membership import Members, quorum
 from peerformer.protocol.messages import (
     ADDRESSES_MAX,
     PROTOCOL_VERSION,
@@ -20,7 +30,21 @@ from peerformer.protocol.messages import (
 )
 from peerformer.protocol.outbox import Outbox
 
-STRANGERS_DIALLED_MAX = 8  # known peers that are no members, dialled by whoever is no member either
+EXCHANGE_SECONDS = 30.0
+SAVE_SECONDS = 10.0  # what is lost of the book at a crash
+STRANGERS_MAX = 2  # connections of my choice with peers that are no members
+STRANGERS_LOST_MAX = 8  # those while I hear no quorum
+
+EXTRA_REASON = "it was only asked whether it is still there"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One connection: with which address, who began it, and since when."""
+
+    address: str
+    outbound: bool
+    since: float
 
 
 class Neighbourhood:
@@ -33,9 +57,23 @@ class Neighbourhood:
         self.chain, self.outbox = chain, outbox
         self.addresses = addresses
         self.book = AddressBook(outbox.keys.peer_id, chain.chain_id, hash_of("secret", seed))
+        self.keeper = Keeper()
+        self.links: dict[bytes, Link] = {}
         self.greeted: set[bytes] = set()  # said hello, with this chain
+        self._noted: Members | None = None
         self._record: Envelope | None = None
-        self._exchange_at = 0.0
+        self._exchange_at = self._save_at = 0.0
+
+    def restore(self, records: Mapping[str, bytes]) -> None:
+        """Take back what the address book persisted before a restart."""
+        self._note_members()
+        self.keeper.restore(self.book, records)
+
+    def _note_members(self) -> None:
+        members = self.chain.members
+        if members is not self._noted:
+            self._noted = members
+            self.book.set_members((member.peer for member in members.members), members.banned)
 
     def my_record(self, now: float) -> Envelope | None:
         """Return my signed record, made anew when half its time is over."""
@@ -53,10 +91,12 @@ class Neighbourhood:
         """Note where I am reached from now on."""
         self.addresses, self._record = addresses, None
 
-    def on_connected(self, peer: bytes, now: float) -> None:
+    def on_connected(self, peer: bytes, link: Link, now: float) -> None:
         """Greet."""
         self.outbox.connected.add(peer)
-        self.book.dialled(peer, now, reached=True)
+        self.links[peer] = link
+        if not link.outbound:
+            self.book.came_in(peer, now)
         self._greet(peer, now)
 
     def _greet(self, peer: bytes, now: float) -> None:
@@ -67,6 +107,7 @@ class Neighbourhood:
     def on_disconnected(self, peer: bytes) -> None:
         """Note that a peer is gone."""
         self.outbox.connected.discard(peer)
+        self.links.pop(peer, None)
         if peer in self.greeted:
             self.greeted.discard(peer)
             self.outbox.report(events.PeerDisconnected(peer=peer.hex(), name=name_of(peer)))
@@ -92,10 +133,17 @@ class Neighbourhood:
             self.learn(hello.record, peer, now)
         return True
 
-    def learn(self, envelope: Envelope, source: bytes, now: float) -> str | None:
+    def learn(self, envelope: Envelope, told_by: bytes, now: float) -> str | None:
         """Take a record in; returns why not, or None."""
-        known = self.chain.members.get(envelope.sender) is not None
-        return self.book.learn(envelope, source, now, known=known)
+        if envelope.sender in self.chain.members.banned:
+            return "of a banned peer"
+        self._note_members()
+        link, peer = self.links.get(told_by), envelope.sender
+        fault = self.book.learn(envelope, link.address if link else "", now)
+        own, entry = self.links.get(peer), self.book.entries.get(peer)
+        if own and own.outbound and entry and own.address in entry.addresses:
+            self.book.reached(peer, now, own.address)  # dialled before its record was known
+        return fault
 
     def answer(self, peer: bytes, now: float) -> None:
         """Send some records, mine among them."""
@@ -107,21 +155,78 @@ class Neighbourhood:
         """Dial whom I miss; greet again who has not answered; now and then ask for peers."""
         for peer in sorted(self.outbox.connected - self.greeted):
             self._greet(peer, now)
-        members = {member.peer for member in self.chain.members.members}
-        wanted = members
-        if self.outbox.keys.peer_id not in members:
-            wanted = members | set(sorted(self.book.entries)[:STRANGERS_DIALLED_MAX])
-        for entry in self.book.due(wanted - self.outbox.connected, now):
-            self.outbox.work(Dial(entry.envelope.sender, entry.addresses))
+        self._note_members()
+        self._dial(now)
+        if now >= self._save_at:
+            self._save_at = now + SAVE_SECONDS
+            self._save(now)
         if now >= self._exchange_at and self.greeted:
             self._exchange_at = now + EXCHANGE_SECONDS
-            self.book.forget_expired(now)
+            self.book.forget(now)
             chosen = sorted(self.greeted)[self.book.draw(len(self.greeted))]
             self.outbox.send(chosen, AskPeers(RECORDS_MAX))
 
-    def on_dialled(self, peer: bytes, *, reached: bool, now: float) -> None:
+    # --- whom to dial --------------------------------------------------------------------------
+
+    def _dial(self, now: float) -> None:
+        book, connected = self.book, self.outbox.connected
+        for peer in sorted(book.tests.keys() & connected):
+            book.came_in(peer, now)
+            del book.tests[peer]  # it lives: its place stays its own
+        anchors = () if self._hears_quorum() else self.keeper.anchors
+        barred = connected | set(self.chain.members.banned)
+        wanted = (*anchors, *sorted(book.members), *sorted(book.tests))
+        due = book.due((peer for peer in wanted if peer not in barred), now)
+        due += book.due(self._strangers(barred, now), now)
+        for entry in due:
+            self.outbox.work(Dial(entry.envelope.sender, entry.addresses))
+
+    def _hears_quorum(self) -> bool:
+        voters = set(self.chain.members.voters)
+        heard = voters & (self.greeted | {self.outbox.keys.peer_id})
+        return len(heard) >= quorum(len(voters))
+
+    def _strangers(self, barred: set[bytes], now: float) -> list[bytes]:
+        """Choose whom to dial beyond the members, so that no two are of one address group."""
+        held = self._held_strangers()
+        used = {group_of(self.links[peer].address) for peer in held}
+        for peer, entry in self.book.entries.items():
+            if entry.dialling and entry.table != MEMBER:
+                held.add(peer)
+                used |= entry.groups
+        wanted = STRANGERS_MAX if self._hears_quorum() else STRANGERS_LOST_MAX
+        return self.book.choose(wanted - len(held), used, barred, now)
+
+    def _held_strangers(self) -> set[bytes]:
+        return {p for p, link in self.links.items() if link.outbound and p not in self.book.members}
+
+    def on_dialled(self, dial: Dial, *, reached: bool, now: float) -> None:
         """Note how a dial went."""
-        self.book.dialled(peer, now, reached=reached)
+        peer, entry = dial.peer, self.book.entries.get(dial.peer)
+        if entry is None:
+            return
+        if entry.addresses != dial.addresses:
+            entry.dialling = False  # it moved meanwhile: this says nothing of where it is now
+        elif reached:
+            tested, link = peer in self.book.tests, self.links.get(peer)
+            self.book.reached(peer, now, link.address if link and link.outbound else "")
+            held = self._held_strangers()
+            if tested and peer in held and len(held) > STRANGERS_MAX and self._hears_quorum():
+                self.outbox.disconnect(peer, EXTRA_REASON)
+        else:
+            self.book.missed(peer, now, online=bool(self.outbox.connected - {peer}))
+
+    def _save(self, now: float) -> None:
+        """Persist what has changed of the book."""
+        oldest_first = sorted(self.links, key=lambda peer: (self.links[peer].since, peer))
+        for peer in oldest_first:
+            entry = self.book.entries.get(peer)
+            if entry is not None and entry.reached_at:
+                entry.reached_at = now
+        self.keeper.choose_anchors(self.book, oldest_first)
+        written, deleted = self.keeper.changes(self.book)
+        if written or deleted:
+            self.outbox.persist(sorted(written.items()), sorted(deleted))
 
     def tell_newcomers(self, item: Certified, before: Members) -> None:
         """Send a decided round to those who did not vote on it."""

@@ -49,6 +49,7 @@ class Sync:
     claims: dict[bytes, int] = field(default_factory=dict)  # tips that peers said they have
     asked: dict[bytes, float] = field(default_factory=dict)
     helped: dict[bytes, float] = field(default_factory=dict)
+    given: dict[bytes, int] = field(default_factory=dict)  # the newest header sent to each peer
 
     @property
     def ready(self) -> bool:
@@ -81,6 +82,7 @@ class Sync:
         self.claims.pop(peer, None)
         self.asked.pop(peer, None)
         self.helped.pop(peer, None)
+        self.given.pop(peer, None)
 
     def tick(self, now: float) -> None:
         """Ask again while somebody claims more than I have; retry a failed fetch."""
@@ -88,6 +90,10 @@ class Sync:
             if tip > self.chain.tip:
                 self.ask(peer, now)
         self.advance(now)
+
+    def goes_on(self, peer: bytes, first_round: int) -> bool:
+        """Whether a request is for headers that I have and never sent on this connection."""
+        return self.given.get(peer, 0) < first_round <= self.chain.tip
 
     def answer(self, peer: bytes, first_round: int) -> None:
         """Send a peer certified headers from a round on."""
@@ -99,6 +105,7 @@ class Sync:
             if items and size_bytes > ANSWER_SIZE_MAX:
                 break
             items.append(item)
+            self.given[peer] = max(item.header.round, self.given.get(peer, 0))
         self.outbox.send(peer, Headers(tuple(items), self.chain.tip))
 
     def help(self, peer: bytes, number: int, now: float) -> None:
