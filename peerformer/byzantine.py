@@ -177,6 +177,8 @@ class Byzantine:
             self.plot.acts += 1
             return []
         statement = envelope.statement
+        if "double-vote" in self.attacks and isinstance(statement, Prepare | Commit):
+            return []  # it is told apart from the others, to each voter in its own order
         if "late-reveal" in self.attacks and isinstance(statement, Contribution):
             self.later.append((now + LATE_SECONDS, effect))
             return []
@@ -349,7 +351,7 @@ class Byzantine:
             self.plot.acts += 1
 
     def _vote_for_all(self) -> list[Effect]:
-        """Vote for every header that the plot knows of, to each voter first for its own."""
+        """Vote for every header that the plot knows of, before each voter for its own."""
         consensus = self.machine.ballot.consensus
         place = consensus.round, consensus.view
         digests = self.plot.proposed.get(place, [])
@@ -362,8 +364,8 @@ class Byzantine:
         ]
         sends: list[Effect] = []
         for voter in consensus.voters:
-            for pair in reversed(votes) if self._unlucky(voter) else votes:
-                sends += [Send(voter, vote) for vote in pair if voter != self.machine.me]
+            mine = votes[-1] if self._unlucky(voter) else votes[0]
+            sends += [Send(voter, vote) for vote in mine if voter != self.machine.me]
         return sends
 
     def _broadcast(self, packet: Packet | None) -> list[Effect]:

@@ -57,7 +57,7 @@ def store(host: Host, genesis: Genesis, directory: Path) -> DurableStore:
     """Write what the world's disk holds as a real peer does."""
     (directory / "states").mkdir(parents=True)
     store = DurableStore.open(directory, peer_id=host.keys.peer_id, chain_id=genesis.chain_id)
-    store.persist(sorted(host.disk.items()))
+    store.persist(sorted(host.disk.records.items()))
     number, state = host.snapshot
     (directory / "states" / f"{number:012d}.state").write_bytes(state)
     return store
@@ -388,7 +388,7 @@ def test_a_checkpoint_lists_no_file_from_elsewhere(run: Path, verify: Verify, wo
 
 def of_round(world: World, number: int) -> RoundCertificate:
     client = LightClient(world.genesis, frozenset({number}))
-    disk = world.hosts[0].disk
+    disk = world.hosts[0].disk.records
     records = [(key, disk[key]) for key in sorted(disk) if key.startswith("header/")]
     assert client.follow(records) is None
     return client.certificate_of(number)

@@ -81,7 +81,7 @@ def world() -> World:
 def of_round(world: World, number: int) -> RoundCertificate:
     """The certificate of a round, as `peerformer log --certificate` makes it."""
     client = LightClient(world.genesis, frozenset({number}))
-    disk = world.hosts[0].disk
+    disk = world.hosts[0].disk.records
     records = [(key, disk[key]) for key in sorted(disk) if key.startswith("header/")]
     assert client.follow(records) is None
     return client.certificate_of(number)
