@@ -58,6 +58,11 @@ def body_key(number: int, digest: bytes) -> str:
     return f"round/{number:012d}/body/{digest.hex()}"
 
 
+def entry_key(number: int) -> str:
+    """Return the record key of what entitles me to propose above view 0."""
+    return f"round/{number:012d}/entry"
+
+
 def timeout_key(number: int, view: int) -> str:
     """Return the record key of a timeout with the proof of its lock."""
     return f"round/{number:012d}/timeout/{view}"
@@ -308,6 +313,9 @@ class Ballot:
 
     def _enter(self, view: int) -> None:
         self.outbox.timer("view", self.timing.view(view))
+        entry = self.consensus.entry
+        if entry is not None and entry.view == view - 1 and self.leader(view) == self.me:
+            self.outbox.persist(((entry_key(self.number), encode(entry)),))
         gone = self.leader(view - 1)
         self.outbox.report(
             events.ViewChanged(
@@ -321,7 +329,7 @@ class Ballot:
         """Return the keys of what this round persisted beside its statements."""
         bodies = (body_key(self.number, digest) for digest in self.headers.bodies)
         timeouts = (timeout_key(self.number, view) for view in self.timeouts)
-        return (lock_key(self.number), *bodies, *timeouts)
+        return (lock_key(self.number), entry_key(self.number), *bodies, *timeouts)
 
     # --- sending again, restarting ---------------------------------------------------------------
 
@@ -352,6 +360,8 @@ class Ballot:
         self.consensus.prepared = max(outbox.signed_views("prepare", number), default=-1)
         self.consensus.committed = max(outbox.signed_views("commit", number), default=-1)
         self.consensus.timed_out = max(outbox.signed_views("timeout", number), default=-1)
+        entry = records.get(entry_key(number))
+        self.consensus.entry = decode(TimeoutCertificate, entry) if entry else None
         self.consensus.__post_init__()
         for view in outbox.signed_views("timeout", number):
             proof = records.get(timeout_key(number, view))

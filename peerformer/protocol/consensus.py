@@ -98,7 +98,8 @@ class Consensus:
 
     def __post_init__(self) -> None:
         """Resume at the highest view of the votes cast before a restart."""
-        self.view = max(self.prepared, self.committed, self.timed_out, self.view, 0)
+        entered = self.entry.view + 1 if self.entry else 0
+        self.view = max(self.prepared, self.committed, self.timed_out, self.view, entered)
 
     # R1 ----------------------------------------------------------------------------------------
 
@@ -134,18 +135,21 @@ class Consensus:
         return self.on_decision(certificate) if commits else self.on_prepared(certificate)
 
     def on_prepared(self, certificate: QuorumCertificate) -> list[Action]:
-        """R2 (and R8): adopt a verified quorum of prepares."""
+        """R2 (and R8): adopt a verified quorum of prepares, and its view if I am behind."""
         assert not certificate.commits and certificate.round == self.round
         if self.decided:
             return []
         if self.high is None or self.high.view < certificate.view:
             self.high = certificate
-        view = certificate.view
+        view, actions = certificate.view, list[Action]()
+        if view > self.view:  # q voters are there; giving up an earlier view would help nobody
+            self.view = view
+            actions.append(EnterView(view))
         if view != self.view or self.committed >= view or self.timed_out >= view:
-            return []
+            return actions
         self.committed = view
         assert self.high is not None and self.high.view >= view
-        return [SignCommit(view, certificate.digest, self.high), Forward(certificate)]
+        return [*actions, SignCommit(view, certificate.digest, self.high), Forward(certificate)]
 
     def on_decision(self, certificate: QuorumCertificate) -> list[Action]:
         """R3 (and R8): adopt a verified quorum of commits."""

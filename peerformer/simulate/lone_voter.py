@@ -176,7 +176,8 @@ class HonestVoter:
     def _propose(self, view: int) -> None:
         """R7: exactly the header of the highest lock, else one of its own."""
         entry = self.consensus.entry
-        assert entry is not None and entry.view == view - 1
+        if entry is None or entry.view != view - 1:
+            return  # led here by a lock: nothing justifies a proposal
         lock = lock_of(entry.high)
         provable = lock[0] < view  # else its own timeout claimed what no other accepts
         if provable and self.said[view].proposal is None:

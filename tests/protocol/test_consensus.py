@@ -127,8 +127,20 @@ def test_r2_a_lock_rises_and_never_falls() -> None:
 def test_r2_prepares_of_another_view_lock_but_do_not_commit() -> None:
     voter = in_view(2)
     assert voter.on_prepared(lock(1)) == [] and voter.high == lock(1)
-    assert voter.on_prepared(lock(3)) == [] and voter.high == lock(3)
-    assert voter.committed == -1
+    assert voter.high == lock(1) and voter.committed == -1
+
+
+def test_r2_prepares_of_a_later_view_lead_into_it() -> None:
+    voter = in_view(2)
+    enter, commit, _ = voter.on_prepared(lock(3))
+    assert enter == EnterView(3) and voter.view == 3 and voter.high == lock(3)
+    assert isinstance(commit, SignCommit) and commit.view == 3
+
+
+def test_r2_whoever_gave_up_a_later_view_is_led_there_without_a_vote() -> None:
+    voter = in_view(0)
+    voter.timed_out = 3
+    assert voter.on_prepared(lock(3)) == [EnterView(3)] and voter.committed == -1
 
 
 def test_r2_two_digests_do_not_add_up_and_a_double_voter_counts_once() -> None:

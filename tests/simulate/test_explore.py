@@ -51,7 +51,7 @@ def test_no_order_of_messages_forks_two_views_when_a_liar_leads_the_second(
     _, found = explored
     print(found)
     assert found.violation is None
-    assert found.exhausted and found.states > 100_000
+    assert found.exhausted and found.states > 50_000
 
 
 @pytest.mark.deep
@@ -67,7 +67,7 @@ def test_no_order_of_messages_timers_and_restarts_forks_two_views() -> None:
 
 Edit = tuple[str, str, str]  # file, what stands there, what shall stand there
 LOCK_BEFORE_COMMIT = """        assert self.high is not None and self.high.view >= view
-        return [SignCommit(view, certificate.digest, self.high),"""
+        return [*actions, SignCommit(view, certificate.digest, self.high),"""
 BUGS: dict[str, list[Edit]] = {
     "two votes of four are a quorum": [
         ("membership.py", "return 2 * voters // 3 + 1", "return int(0.67 * voters)")
@@ -87,7 +87,7 @@ BUGS: dict[str, list[Edit]] = {
         (
             "consensus.py",
             LOCK_BEFORE_COMMIT,
-            "        return [SignCommit(view, certificate.digest, certificate),",
+            "        return [*actions, SignCommit(view, certificate.digest, certificate),",
         ),
     ],
     "joining a timeout leads back": [
@@ -307,4 +307,6 @@ def test_a_decided_voter_is_as_one_that_is_never_heard_again(
 
 def test_the_consensus_never_reads_how_its_view_was_entered() -> None:
     source = Path(consensus.__file__).read_text()
-    assert source.count("self.entry") == source.count("self.entry = ") == 1
+    restart = "entered = self.entry.view + 1 if self.entry else 0"  # a restart enters it again
+    assert source.count(restart) == 1
+    assert source.replace(restart, "").count("self.entry") == source.count("self.entry = ") == 1
