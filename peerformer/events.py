@@ -152,11 +152,12 @@ class PeerEvicted(_Record, frozen=True):
 
 
 class PeerJoined(_Record, frozen=True):
-    """A peer became a member."""
+    """A peer became a member, or a guest a voter."""
 
     round: int
     peer: str
     name: str
+    role: str = "voter"
 
 
 class PeerLeft(_Record, frozen=True):

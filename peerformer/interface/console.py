@@ -184,7 +184,7 @@ def _words(event: events.Event) -> str:
         case events.PeerQuarantined():
             return f"{event.name} is quarantined to round {event.until_round}"
         case events.PeerJoined():
-            return f"{event.name} has joined"
+            return f"{event.name} has joined as a {event.role}"
         case events.PeerLeft():
             return f"{event.name} has left"
         case events.PeerConnected():

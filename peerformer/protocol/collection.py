@@ -97,7 +97,7 @@ class Collection:
     def _commit(self, envelope: Envelope, now: float) -> None:
         statement = envelope.statement
         assert isinstance(statement, Contribution)
-        self.outbox.broadcast(self.members.voters, Said(envelope))
+        self.outbox.broadcast(self.members.contributors, Said(envelope))
         self.contributions[self.me] = statement
         self.first_commitment = self.first_commitment or now
         self.held[self.me] = statement.blob_hash
@@ -200,10 +200,12 @@ class Collection:
 
     def repeat(self) -> None:
         """Send again what I said in this round: messages may have been lost."""
-        for kind in ("contribution", "attestation"):
-            envelope = self.outbox.has_signed(kind, self.number)
-            if envelope is not None:
-                self.outbox.broadcast(self.members.voters, Said(envelope))
+        contribution = self.outbox.has_signed("contribution", self.number)
+        if contribution is not None:  # guests fetch it too
+            self.outbox.broadcast(self.members.contributors, Said(contribution))
+        attestation = self.outbox.has_signed("attestation", self.number)
+        if attestation is not None:
+            self.outbox.broadcast(self.members.voters, Said(attestation))
 
     def missing(self, wanted: dict[bytes, tuple[bytes, int]]) -> set[bytes]:
         """Return the authors whose wanted contribution I do not hold yet."""

@@ -15,7 +15,6 @@ from peerformer.protocol.identity import HashChain, hash_of
 from peerformer.protocol.membership import bits_of, next_members, quorum
 from peerformer.protocol.messages import (
     NO_HASH,
-    NORM,
     OPERATIONS_MAX,
     PROTOCOL_VERSION,
     Accepted,
@@ -30,6 +29,7 @@ from peerformer.protocol.messages import (
     is_genuine,
 )
 from peerformer.protocol.outbox import Outbox
+from peerformer.protocol.refusals import NORM
 from peerformer.protocol.selection import (
     Selection,
     attestation_fault,

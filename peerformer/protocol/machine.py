@@ -40,6 +40,7 @@ from peerformer.protocol.effects import (
 from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.headers import Headers
 from peerformer.protocol.identity import HashChain, KeyPair
+from peerformer.protocol.membership import VOTER
 from peerformer.protocol.messages import Certified, Packet, digest_of
 from peerformer.protocol.neighbourhood import Neighbourhood
 from peerformer.protocol.outbox import Outbox
@@ -70,6 +71,7 @@ class Machine:
         addresses: tuple[str, ...] = (),
         records: Mapping[str, bytes] | None = None,
         state_round: int = 0,
+        role: int = VOTER,
         now: float,
     ) -> None:
         """Found the peer on a genesis, or restore it from the records that it persisted.
@@ -80,6 +82,7 @@ class Machine:
             addresses: where others reach this peer, as host:port.
             records: what `Persist` effects wrote before a restart.
             state_round: the round of the agreed state that the caller has installed, -1 for none.
+            role: what to ask for while this peer is no member, or a guest: VOTER or GUEST.
             now: seconds since 1970 on a clock that never goes back.
 
         Raises:
@@ -94,7 +97,7 @@ class Machine:
         self.timing = Timing(genesis.limits.train_milliseconds_max / 1_000)
         self.ledger = Ledger()
         self.sync = Sync(self.chain, self.outbox, state_round)
-        self.requests = Requests(self.chain, self.outbox, self.hash_chain.links[0])
+        self.requests = Requests(self.chain, self.outbox, self.hash_chain.links[0], role)
         self.neighbourhood = Neighbourhood(self.chain, self.outbox, seed, addresses)
         self.last_contributed: dict[bytes, int] = {}
         self.later: dict[bytes, list[Packet]] = {}  # packets of the next round, by sender
@@ -269,7 +272,7 @@ class Machine:
             outbox=self.outbox,
             timing=self.timing,
             blob_size_max=self.genesis.blob_size_max,
-            scores_all=len(voters) <= limits.scored_by_all_max,
+            scores_all=self.me in voters and len(voters) <= limits.scored_by_all_max,
             alive=self.alive,
             began=self.now,
         )

@@ -13,12 +13,7 @@ from peerformer.protocol.conduct import culprit_of
 from peerformer.protocol.genesis import ADMISSION_OPEN, Genesis
 from peerformer.protocol.identity import hash_of
 from peerformer.protocol.messages import (
-    BAD,
-    EQUIVOCATED,
-    HARMFUL,
     MEMBERS_MAX,
-    NORM,
-    QUARANTINED,
     Admission,
     Departure,
     Envelope,
@@ -30,8 +25,10 @@ from peerformer.protocol.messages import (
     Voucher,
     is_genuine,
 )
+from peerformer.protocol.refusals import BAD, EQUIVOCATED, HARMFUL, NORM, QUARANTINED
 
 VOTER, GUEST = 0, 1
+ROLE_WORDS = ("voter", "guest")
 
 REPUTATION_START = 500
 REPUTATION_MAX = 1_000
@@ -71,6 +68,11 @@ class Members:
     def voters(self) -> tuple[bytes, ...]:
         """The ids of the voters, sorted."""
         return tuple(member.peer for member in self.members if member.role == VOTER)
+
+    @property
+    def contributors(self) -> tuple[bytes, ...]:
+        """The ids of those that may contribute, sorted: with or without a vote."""
+        return tuple(member.peer for member in self.members)
 
     def get(self, peer: bytes) -> Member | None:
         """Return the member with this id, if it is one."""
@@ -149,9 +151,12 @@ def _admission_fault(
         return "not a genuine request to join"
     if not join.statement.round <= round_number < join.statement.round + EPOCH_ROUNDS:
         return "request to join is too old"
-    if members.get(join.sender) or join.sender in members.banned:
+    if join.statement.role not in (VOTER, GUEST):
+        return "a role that nobody joins in"
+    present = members.get(join.sender)
+    if join.sender in members.banned or (present and not _promotes(join.statement, present)):
         return "already a member, or banned"
-    if len(members.members) + len(members.banned) >= MEMBERS_MAX // 2:
+    if present is None and len(members.members) + len(members.banned) >= MEMBERS_MAX // 2:
         return "the swarm is full"
     voters, vouching = set(members.voters), set()
     for voucher in vouchers:
@@ -161,6 +166,11 @@ def _admission_fault(
         vouching.add(voucher.sender)
     enough = len(vouching) >= genesis.limits.vouchers and len(vouching) == len(vouchers)
     return None if enough else "too few vouchers"
+
+
+def _promotes(join: Join, present: Member) -> bool:
+    """Tell whether a guest asks for the vote; a request from before it was a guest is void."""
+    return present.role == GUEST and join.role == VOTER and join.round >= present.joined
 
 
 def join_hash(join: Envelope) -> bytes:
@@ -197,12 +207,20 @@ def next_members(members: Members, header: Header) -> Members:
             case Departure(leave):
                 by_peer.pop(leave.sender, None)
             case Admission(join, _):
-                assert isinstance(join.statement, Join)
-                anchor = join.statement.chain_anchor
-                by_peer[join.sender] = Member(
-                    join.sender, VOTER, anchor, header.round + 1, REPUTATION_START, 0, 0
-                )
+                by_peer[join.sender] = _admitted(join, by_peer.get(join.sender), header.round + 1)
     return Members(tuple(by_peer[peer] for peer in sorted(by_peer)), tuple(sorted(banned)))
+
+
+def _admitted(join: Envelope, before: Member | None, number: int) -> Member:
+    """Return the member that a join makes from a round on; a guest keeps its standing."""
+    statement = join.statement
+    assert isinstance(statement, Join)
+    fresh = Member(
+        join.sender, statement.role, statement.chain_anchor, number, REPUTATION_START, 0, 0
+    )
+    if before is None:
+        return fresh
+    return replace(fresh, reputation=before.reputation, quarantined_until=before.quarantined_until)
 
 
 def _next_member(

@@ -8,7 +8,7 @@ none can be taken for a TLS signature made with the same key.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, get_args
 
 from peerformer.protocol.codec import (
     I32,
@@ -35,6 +35,7 @@ NO_HASH = bytes(32)
 MEMBERS_MAX = 256  # voters, guests and the banned of one swarm; committees are for more
 CONTRIBUTIONS_MAX = 256
 OPERATIONS_MAX = 64
+VOUCHERS_MAX = 8  # of one admission
 BODY_SIZE_MAX = 32 * 1024  # the largest statement: an attestation of 256 contributions
 ADDRESS_SIZE_MAX = 128
 ADDRESSES_MAX = 8
@@ -118,10 +119,11 @@ class Timeout:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """I ask to become a member; signing it proves that I hold the key."""
+    """I ask to become a voter or a guest; signing it proves that I hold the key."""
 
     round: U64
     chain_anchor: Hash
+    role: U8
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +155,7 @@ Statement = (
     Contribution | Attestation | Proposal | Prepare | Commit | Timeout | Join | Voucher | Leave
     | PeerRecord
 )  # fmt: skip
-STATEMENTS: tuple[type, ...] = (
-    Contribution, Attestation, Proposal, Prepare, Commit, Timeout, Join, Voucher, Leave, PeerRecord,
-)  # fmt: skip
+STATEMENTS: tuple[type, ...] = get_args(Statement)  # a statement's kind is its place here
 
 
 @dataclass(frozen=True)
@@ -235,17 +235,6 @@ class TimeoutCertificate:
 
 # --- the value agreed on -----------------------------------------------------------------------
 
-BAD, HARMFUL, EQUIVOCATED, QUARANTINED, NO_SLOT, NORM, UNSUPPORTED = range(7)
-REFUSAL_WORDS = (
-    "its contribution does not decode",
-    "most scorers saw the loss rise",
-    "it committed to two contributions",
-    "it is quarantined",
-    "no slot was left",
-    "its norm is out of bounds",
-    "too few voters held it in time",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
@@ -258,7 +247,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A contribution that does not, and why (see REFUSAL_WORDS)."""
+    """A contribution that does not, and why (see `refusals`)."""
 
     peer: PeerId
     reason: U8
@@ -277,7 +266,7 @@ class Admission:
     """Admit the sender of `join`, for whom voters vouch."""
 
     join: Envelope
-    vouchers: Annotated[tuple[Envelope, ...], Many(8)]
+    vouchers: Annotated[tuple[Envelope, ...], Many(VOUCHERS_MAX)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -463,10 +452,7 @@ Packet = (
     Said | Proposed | TimedOut | Prepared | GaveUp | Certified | Hello | AskHeaders | Headers
     | AskProposed | HeaderBody | AskSaid | AskPeers | Peers | Requested | AskGenesis | GenesisBytes
 )  # fmt: skip
-PACKETS: tuple[type, ...] = (
-    Said, Proposed, TimedOut, Prepared, GaveUp, Certified, Hello, AskHeaders, Headers, AskProposed,
-    HeaderBody, AskSaid, AskPeers, Peers, Requested, AskGenesis, GenesisBytes,
-)  # fmt: skip
+PACKETS: tuple[type, ...] = get_args(Packet)  # a packet's kind is its place here
 
 
 def pack(packet: Packet) -> bytes:
@@ -481,8 +467,3 @@ def unpack(frame: bytes) -> Packet:
     if frame[0] >= len(PACKETS):
         raise MalformedError("unknown packet")
     return decode(PACKETS[frame[0]], frame[1:])
-
-
-def chunk_key(state_root: bytes, index: int) -> bytes:
-    """Return the key under which one proven chunk of a state is fetched."""
-    return hash_of("state chunk", state_root, index.to_bytes(4, "little"))

@@ -4,10 +4,8 @@ from peerformer import events
 from peerformer.protocol.collection import Collection
 from peerformer.protocol.conduct import describe
 from peerformer.protocol.identity import name_of
-from peerformer.protocol.membership import Members
+from peerformer.protocol.membership import ROLE_WORDS, Members
 from peerformer.protocol.messages import (
-    HARMFUL,
-    REFUSAL_WORDS,
     Admission,
     Attestation,
     Certified,
@@ -16,6 +14,7 @@ from peerformer.protocol.messages import (
     digest_of,
 )
 from peerformer.protocol.outbox import Outbox
+from peerformer.protocol.refusals import HARMFUL, REFUSAL_WORDS
 
 
 def report_decided(
@@ -110,7 +109,11 @@ def _report_members(outbox: Outbox, item: Certified, before: Members, after: Mem
                 )
             case Admission(join):
                 peer = join.sender
-                outbox.report(events.PeerJoined(round=number, peer=peer.hex(), name=name_of(peer)))
+                newcomer = after.get(peer)
+                role = ROLE_WORDS[newcomer.role] if newcomer else ""
+                outbox.report(
+                    events.PeerJoined(round=number, peer=peer.hex(), name=name_of(peer), role=role)
+                )
             case Departure(leave):
                 peer = leave.sender
                 outbox.report(events.PeerLeft(round=number, peer=peer.hex(), name=name_of(peer)))

@@ -5,7 +5,7 @@ from peerformer.protocol.chain import Chain
 from peerformer.protocol.conduct import culprit_of, describe
 from peerformer.protocol.genesis import ADMISSION_OPEN
 from peerformer.protocol.identity import name_of
-from peerformer.protocol.membership import join_hash, operation_fault, subject_of
+from peerformer.protocol.membership import GUEST, VOTER, join_hash, operation_fault, subject_of
 from peerformer.protocol.messages import (
     OPERATIONS_MAX,
     Admission,
@@ -29,9 +29,10 @@ JOIN_RENEWED_ROUNDS = 50  # a request this old is signed anew
 class Requests:
     """Operations that wait for a header, by the peer they are about."""
 
-    def __init__(self, chain: Chain, outbox: Outbox, chain_anchor: bytes) -> None:
-        """Start with none."""
-        self.chain, self.outbox, self.chain_anchor = chain, outbox, chain_anchor
+    def __init__(self, chain: Chain, outbox: Outbox, chain_anchor: bytes, role: int) -> None:
+        """Start with none; `role` is the one that I want."""
+        self.chain, self.outbox = chain, outbox
+        self.chain_anchor, self.role = chain_anchor, role
         self.operations: dict[bytes, Operation] = {}
         self.wants_membership = True
         self._join: Envelope | None = None
@@ -105,23 +106,27 @@ class Requests:
         self._hold(Departure(sign(self.outbox.keys, self.chain.chain_id, Leave(number))))
 
     def tick(self, *, ready: bool) -> None:
-        """Ask for admission while I am no member and hold the agreed state; repeat a leave."""
+        """Ask for what I lack while I hold the agreed state: membership, or the vote of a guest."""
         me, members = self.outbox.keys.peer_id, self.chain.members
-        if members.get(me) is not None or me in members.banned:
-            mine = self.operations.get(me)
-            if isinstance(mine, Departure):
-                self.outbox.broadcast(members.voters, Requested(mine))
-            return
-        wanted = self.wants_membership and ready
-        if not wanted or self.chain.genesis.limits.admission != ADMISSION_OPEN:
+        member, mine = members.get(me), self.operations.get(me)
+        if isinstance(mine, Departure):
+            self.outbox.broadcast(members.voters, Requested(mine))
+        elif self.wants_membership and ready and me not in members.banned:
+            if member is None or (member.role, self.role) == (GUEST, VOTER):
+                self._ask_to_join(member.joined if member else 0)
+
+    def _ask_to_join(self, since: int) -> None:
+        """Ask for admission, with a request no older than my present membership."""
+        if self.chain.genesis.limits.admission != ADMISSION_OPEN:
             return
         number = self.chain.tip + 1
         statement = self._join.statement if self._join else None
-        if not isinstance(statement, Join) or statement.round < number - JOIN_RENEWED_ROUNDS:
-            join = Join(number, self.chain_anchor)
+        oldest = max(since, number - JOIN_RENEWED_ROUNDS)
+        if not isinstance(statement, Join) or statement.round < oldest:
+            join = Join(number, self.chain_anchor, self.role)
             self._join = sign(self.outbox.keys, self.chain.chain_id, join)
         assert self._join is not None
-        self.outbox.broadcast(members.voters, Requested(Admission(self._join, ())))
+        self.outbox.broadcast(self.chain.members.voters, Requested(Admission(self._join, ())))
 
     def drop_settled(self) -> None:
         """Forget what a header carried, or what can no longer stand in one."""

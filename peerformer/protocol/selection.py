@@ -13,18 +13,14 @@ from dataclasses import dataclass
 from peerformer.protocol.codec import MalformedError
 from peerformer.protocol.genesis import Limits
 from peerformer.protocol.membership import VOTER, Member, Members, tolerated_faults
-from peerformer.protocol.messages import (
+from peerformer.protocol.messages import Accepted, Attestation, Envelope, Judgement, Refused
+from peerformer.protocol.refusals import (
     BAD,
     EQUIVOCATED,
     HARMFUL,
     NO_SLOT,
     QUARANTINED,
     UNSUPPORTED,
-    Accepted,
-    Attestation,
-    Envelope,
-    Judgement,
-    Refused,
 )
 
 

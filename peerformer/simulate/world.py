@@ -40,6 +40,7 @@ from peerformer.protocol.effects import (
 from peerformer.protocol.genesis import ADMISSION_OPEN, Founder, Genesis, Limits
 from peerformer.protocol.identity import HashChain, KeyPair, blob_hash, hash_of
 from peerformer.protocol.machine import Machine
+from peerformer.protocol.membership import VOTER
 from peerformer.protocol.merkle import state_root
 from peerformer.protocol.messages import Packet, digest_of, pack
 from peerformer.simulate.network import Network
@@ -47,6 +48,7 @@ from peerformer.simulate.toy import BLOB_SIZE_BYTES, STATE_SIZE_BYTES, ToyBench,
 
 FETCH_SECONDS_MAX = 10.0
 FETCH_RETRY_SECONDS = 0.4
+LIMITS = Limits(admission=ADMISSION_OPEN, joins_per_epoch=50, train_milliseconds_max=30_000)
 
 
 class Violation(AssertionError):
@@ -90,6 +92,7 @@ class Host:
     timers: dict[str, int] = field(default_factory=dict)
     busy_until: float = 0.0
     attack: str | None = None
+    role: int = VOTER  # the one it asks for
     links: set[int] = field(default_factory=set)
     reports: list[events.Event] = field(default_factory=list)
     persists: int = 0
@@ -100,7 +103,13 @@ class World:
     """A world of `peers` hosts that found one swarm."""
 
     def __init__(
-        self, seed: int, peers: int = 4, *, attacks: dict[int, str] | None = None, spares: int = 0
+        self,
+        seed: int,
+        peers: int = 4,
+        *,
+        attacks: dict[int, str] | None = None,
+        spares: int = 0,
+        limits: Limits = LIMITS,
     ) -> None:
         """Make the hosts; `attacks` names liars by index, `spares` are up but no founders."""
         self.seed = seed
@@ -111,7 +120,7 @@ class World:
         for index, attack in (attacks or {}).items():
             self.hosts[index].attack = attack
         self.by_id = {host.keys.peer_id: host for host in self.hosts}
-        self.genesis = self._found(self.hosts[:peers])
+        self.genesis = self._found(self.hosts[:peers], limits)
         self.decided: dict[int, bytes] = {}  # round -> digest
         self.states: dict[int, bytes] = {}  # round -> state root
         self.said: dict[tuple[bytes, tuple[str, int, int]], bytes] = {}  # what honest hosts signed
@@ -126,7 +135,7 @@ class World:
         seed = hash_of("world key", self.seed.to_bytes(8, "little"), index.to_bytes(4, "little"))
         return Host(index, seed, KeyPair.from_seed(seed))
 
-    def _found(self, founding: list[Host]) -> Genesis:
+    def _found(self, founding: list[Host], limits: Limits) -> Genesis:
         anchors = {h.keys.peer_id: HashChain.from_seed(h.seed).links[0] for h in founding}
         return Genesis(
             version=1,
@@ -139,9 +148,7 @@ class World:
             state_root=state_root(first_state()),
             state_size=STATE_SIZE_BYTES,
             blob_size_max=BLOB_SIZE_BYTES,
-            limits=Limits(
-                admission=ADMISSION_OPEN, joins_per_epoch=50, train_milliseconds_max=30_000
-            ),
+            limits=limits,
             founders=tuple(Founder(peer, anchors[peer]) for peer in sorted(anchors)),
         )
 
@@ -165,6 +172,7 @@ class World:
             addresses=(f"host-{index}:1",),
             records=dict(host.disk),
             state_round=round_number,
+            role=host.role,
             now=self.now,
         )
         peer = Peer(machine, bench, host.blobs)

@@ -12,8 +12,10 @@ from peerformer import events
 from peerformer.events import read_journal
 from peerformer.node.assemble import PeerOptions
 from peerformer.node.directory import SwarmDirectory
+from peerformer.node.keyring import save_key
 from peerformer.node.overview import overview
 from peerformer.node.supervisor import Supervisor
+from peerformer.protocol.identity import KeyPair, name_of
 from peerformer.settings import resolve
 
 SECONDS_MAX = 90.0
@@ -129,6 +131,25 @@ def test_a_newcomer_joins_and_an_equivocator_is_evicted(supervisor: Supervisor) 
     assert evicted == [liar]
     supervisor.children[liar].process.join(20)
     assert supervisor.children[liar].process.exitcode == 5
+
+
+@pytest.mark.timeout(200)
+def test_a_guest_contributes_without_a_vote(supervisor: Supervisor) -> None:
+    supervisor.found(small(4), lambda _: None)
+    names = start(supervisor)
+    seed = b"\x77" * 32
+    guest = name_of(KeyPair.from_seed(seed).peer_id)
+    save_key(supervisor.swarm.peer(guest).make().key, seed)
+    supervisor.await_listening([supervisor.start(guest, PeerOptions(threads=1, guest=True))])
+    now = until(supervisor, lambda now: row(now, guest)["accepted"] > 0)
+    assert row(now, guest)["role"] == "guest" and now["quorum"] == 3
+    at_round(supervisor, now["round"] + 1, [*names, guest])
+    joined = [
+        (event.name, event.role)
+        for event in read_journal(supervisor.swarm.peer(names[0]).journal)
+        if isinstance(event, events.PeerJoined)
+    ]
+    assert joined == [(guest, "guest")]
 
 
 @pytest.mark.timeout(200)

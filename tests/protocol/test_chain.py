@@ -8,7 +8,7 @@ from peerformer.protocol.certificates import certify
 from peerformer.protocol.chain import MEMBERS_KEPT, Chain, leader_of
 from peerformer.protocol.genesis import ADMISSION_OPEN, Founder, Genesis, Limits
 from peerformer.protocol.identity import HashChain, KeyPair
-from peerformer.protocol.membership import bits_of, join_hash, next_members, quorum
+from peerformer.protocol.membership import VOTER, bits_of, join_hash, next_members, quorum
 from peerformer.protocol.messages import (
     NO_HASH,
     PROTOCOL_VERSION,
@@ -85,7 +85,7 @@ def grown(rounds: int) -> Chain:
 
 
 def admission(chain: Chain, who: bytes = NEWCOMER) -> Admission:
-    join = sign(KEYS[who], chain.chain_id, Join(chain.tip + 1, LINKS[who].links[0]))
+    join = sign(KEYS[who], chain.chain_id, Join(chain.tip + 1, LINKS[who].links[0], VOTER))
     voucher = sign(KEYS[PEERS[0]], chain.chain_id, Voucher(join_hash(join)))
     return Admission(join, (voucher,))
 

@@ -24,7 +24,7 @@ from peerformer.protocol.genesis import ADMISSION_OPEN, Founder, Genesis, Limits
 from peerformer.protocol.headers import APPLIES_KEPT_MAX, BODIES_KEPT_MAX
 from peerformer.protocol.identity import HashChain, KeyPair
 from peerformer.protocol.machine import Machine
-from peerformer.protocol.membership import join_hash, subject_of
+from peerformer.protocol.membership import VOTER, join_hash, subject_of
 from peerformer.protocol.messages import (
     NO_HASH,
     PROTOCOL_VERSION,
@@ -295,7 +295,7 @@ def test_a_flood_of_valid_headers_neither_stalls_nor_kills_the_next_leader() -> 
     quorums = [(0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3), (0, 1, 2, 3)]
     joins = []
     for index in range(4):
-        join = sign(KeyPair.from_seed(bytes((80 + index,)) * 32), CHAIN, Join(1, NO_HASH))
+        join = sign(KeyPair.from_seed(bytes((80 + index,)) * 32), CHAIN, Join(1, NO_HASH, VOTER))
         joins.append(codec.encode(join))
     flood = []
     for attesting in quorums:

@@ -19,6 +19,7 @@ from peerformer.protocol.membership import (
     SILENCE_LOSS,
     VOTER,
     Member,
+    Members,
     bits_of,
     founders,
     join_hash,
@@ -29,7 +30,6 @@ from peerformer.protocol.membership import (
     tolerated_faults,
 )
 from peerformer.protocol.messages import (
-    HARMFUL,
     NO_HASH,
     Accepted,
     Admission,
@@ -45,6 +45,7 @@ from peerformer.protocol.messages import (
     Voucher,
     sign,
 )
+from peerformer.protocol.refusals import HARMFUL
 
 KEYS = sorted((KeyPair.from_seed(bytes((i,)) * 32) for i in range(5)), key=lambda k: k.peer_id)
 STRANGER = KeyPair.from_seed(b"\xff" * 32)
@@ -70,8 +71,10 @@ def fault(operation: object, number: int = 1, genesis: Genesis = GENESIS) -> str
     return operation_fault(operation, MEMBERS, genesis, CHAIN, number)  # type: ignore[arg-type]
 
 
-def admission(number: int = 1, who: KeyPair = STRANGER, vouching: int = 1) -> Admission:
-    join = sign(who, CHAIN, Join(number, b"\x07" * 32))
+def admission(
+    number: int = 1, who: KeyPair = STRANGER, vouching: int = 1, role: int = VOTER
+) -> Admission:
+    join = sign(who, CHAIN, Join(number, b"\x07" * 32, role))
     vouchers = tuple(sign(KEYS[i], CHAIN, Voucher(join_hash(join))) for i in range(vouching))
     return Admission(join, vouchers)
 
@@ -112,6 +115,31 @@ def test_a_stranger_is_admitted_once_vouched_for_and_votes_a_round_later() -> No
     assert [m.peer for m in after.members] == sorted(m.peer for m in after.members)
 
 
+def test_a_guest_is_a_member_without_a_vote_whom_a_newer_request_promotes() -> None:
+    as_guest = admission(role=GUEST)
+    assert fault(as_guest) is None
+    members = next_members(MEMBERS, header(1, operations=(as_guest,)))
+    guest = members.get(STRANGER.peer_id)
+    assert guest and guest.role == GUEST and STRANGER.peer_id in members.contributors
+    assert members.voters == MEMBERS.voters
+    earned = replace(guest, reputation=777, quarantined_until=9)
+    members = replace(members, members=tuple(earned if m == guest else m for m in members.members))
+
+    def later(operation: Admission, now: Members = members) -> str | None:
+        return operation_fault(operation, now, GENESIS, CHAIN, 4)
+
+    assert later(admission(3, role=GUEST)) == "already a member, or banned"
+    assert later(admission(1)) == "already a member, or banned"  # from before it was a guest
+    assert later(replace(admission(3), vouchers=())) == "too few vouchers"
+    promotion = admission(3)
+    assert later(promotion) is None
+    members = next_members(members, header(4, operations=(promotion,)))
+    voter = members.get(STRANGER.peer_id)
+    assert voter and (voter.role, voter.joined) == (VOTER, 5) and voter.quarantined_until == 9
+    assert voter.reputation == 777 and STRANGER.peer_id in members.voters
+    assert later(admission(4), members) == "already a member, or banned"
+
+
 def test_an_admission_that_lacks_anything_is_refused() -> None:
     good = admission()
     forged = replace(good.join, signature=bytes(64))
@@ -128,6 +156,7 @@ def test_an_admission_that_lacks_anything_is_refused() -> None:
     for voucher in (outsider, other, elsewhere, good.join):
         assert fault(replace(good, vouchers=(voucher,))) == "a voucher that is not one"
     assert fault(replace(good, join=forged)) == "not a genuine request to join"
+    assert fault(admission(role=GUEST + 1)) == "a role that nobody joins in"
     assert fault(admission(who=KEYS[1])) == "already a member, or banned"
     assert fault(admission(number=2)) == "request to join is too old"
     assert fault(good, number=EPOCH_ROUNDS) is None

@@ -8,7 +8,8 @@ import pytest
 from peerformer.events import SyncFinished
 from peerformer.protocol.conduct import culprit_of
 from peerformer.protocol.effects import Persist
-from peerformer.protocol.messages import HARMFUL, Eviction, digest_of
+from peerformer.protocol.messages import Eviction, digest_of
+from peerformer.protocol.refusals import HARMFUL
 from peerformer.simulate.world import Host, Violation, World
 
 
