@@ -110,6 +110,9 @@ class SwarmConfig:
     admission: str = setting(
         "open", "who may join: anyone a voter meets, or nobody", choices=("open", "closed")
     )
+    idle_rounds_max: int = setting(
+        30, "a voter away for so many rounds in a row is suspended; 0: never", least=0, most=65_535
+    )
     train_seconds_max: float = setting(600.0, "longest local training of a round", least=1.0)
 
 

@@ -168,6 +168,23 @@ class PeerLeft(_Record, frozen=True):
     name: str
 
 
+class PeerSuspended(_Record, frozen=True):
+    """A voter was away for `idle_rounds` rounds: it stays a member, the vote goes on without it."""
+
+    round: int
+    peer: str
+    name: str
+    idle_rounds: int
+
+
+class PeerReturned(_Record, frozen=True):
+    """A suspended voter is back and votes again."""
+
+    round: int
+    peer: str
+    name: str
+
+
 class PeerConnected(_Record, frozen=True):
     """An encrypted connection to a peer stands."""
 
@@ -263,6 +280,8 @@ Event = (
     | PeerEvicted
     | PeerJoined
     | PeerLeft
+    | PeerSuspended
+    | PeerReturned
     | PeerConnected
     | PeerDisconnected
     | SyncStarted

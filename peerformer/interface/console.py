@@ -21,6 +21,8 @@ SHOWN = (
     events.ContributionRefused,
     events.PeerJoined,
     events.PeerLeft,
+    events.PeerSuspended,
+    events.PeerReturned,
     events.PeerEvicted,
     events.PeerQuarantined,
     events.PeerConnected,
@@ -187,6 +189,10 @@ def _words(event: events.Event) -> str:
             return f"{event.name} has joined as a {event.role}"
         case events.PeerLeft():
             return f"{event.name} has left"
+        case events.PeerSuspended():
+            return f"{event.name} is suspended: away for {event.idle_rounds} rounds"
+        case events.PeerReturned():
+            return f"{event.name} is back and votes again"
         case events.PeerConnected():
             return f"{event.name} is connected"
         case events.PeerDisconnected():

@@ -94,6 +94,7 @@ def limits_of(config: Config) -> Limits:
         harm_micronats=swarm.harm_micronats,
         admission=ADMISSION_OPEN if swarm.admission == "open" else ADMISSION_CLOSED,
         joins_per_epoch=100,  # a swarm that is open to everybody has no quota to defend
+        idle_rounds_max=swarm.idle_rounds_max,
         train_milliseconds_max=int(swarm.train_seconds_max * 1_000),
     )
 

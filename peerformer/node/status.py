@@ -10,7 +10,7 @@ from typing import Any
 from peerformer.peer import Peer
 from peerformer.protocol.identity import name_of
 from peerformer.protocol.machine import Machine
-from peerformer.protocol.membership import ROLE_WORDS, quorum, tolerated_faults
+from peerformer.protocol.membership import ROLE_WORDS, SUSPENDED, quorum, tolerated_faults
 
 
 @dataclass(slots=True)
@@ -44,6 +44,8 @@ def phase_of(machine: Machine) -> str:
         return "fetching state"
     if me is None:
         return "joining"
+    if me.role == SUSPENDED:
+        return "suspended"
     if machine.paused:
         return "paused"
     voters = set(machine.chain.members.voters)

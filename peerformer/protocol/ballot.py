@@ -144,6 +144,8 @@ class Ballot:
         if len(attested) < quorum(len(self.consensus.voters)):
             return
         before = self.outbox.has_signed("proposal", self.number, view)
+        if before is None and view == 0 and not self.hurried:
+            return  # attestations of some that live are still on their way
         body = self._proposed_before(before) if before else self.headers.draft(leads=leads)
         if body is not None and leads:
             self._propose(view, body)

@@ -13,22 +13,19 @@ from peerformer.protocol.membership import (
     Members,
     founders,
     next_members,
-    operation_fault,
     peers_of,
     quorum,
-    subject_of,
 )
 from peerformer.protocol.messages import (
     NO_HASH,
     PROTOCOL_VERSION,
     Admission,
     Certified,
-    Departure,
     Header,
-    Join,
     Operation,
     digest_of,
 )
+from peerformer.protocol.operations import operations_fault
 
 MEMBERS_KEPT = 64  # member sets of recent rounds, to check a late certificate against
 
@@ -47,7 +44,6 @@ class Chain:
         self.beacon = hash_of("beacon", self.chain_id)
         self.state_root = genesis.state_root
         self.joins: list[int] = []  # rounds of recent admissions
-        self.departures: dict[bytes, int] = {}  # who left lately, and in which round
 
     @property
     def tip(self) -> int:
@@ -83,7 +79,7 @@ class Chain:
         fault = self.operations_fault(header.operations)
         if fault:
             return fault
-        if header.next_members_hash != next_members(self.members, header).hash:
+        if header.next_members_hash != next_members(self.members, header, self.genesis.limits).hash:
             return "wrong next members"
         if not header.contributions and header.state_root != self.state_root:
             return "a null round that changes the state"
@@ -91,22 +87,13 @@ class Chain:
 
     def operations_fault(self, operations: tuple[Operation, ...]) -> str | None:
         """Return why these operations may not stand in the next header, or None."""
-        subjects = [subject_of(operation) for operation in operations]
-        if subjects != sorted(set(subjects)):
-            return "operations repeated or unsorted"
-        if sum(isinstance(operation, Admission) for operation in operations) > self.joins_left():
-            return "too many admissions"
-        for operation in operations:
-            fault = operation_fault(
-                operation, self.members, self.genesis, self.chain_id, self.tip + 1
-            )
-            if fault:
-                return fault
-            if isinstance(operation, Admission) and isinstance(operation.join.statement, Join):
-                left = self.departures.get(operation.join.sender, 0)
-                if operation.join.statement.round <= left:
-                    return "a request to join from before its sender left"
-        return None
+        fault = operations_fault(
+            operations, self.members, self.genesis, self.chain_id, self.tip + 1
+        )
+        admissions = sum(isinstance(operation, Admission) for operation in operations)
+        if fault is None and admissions > self.joins_left():
+            fault = "too many admissions"
+        return fault
 
     def joins_left(self) -> int:
         """Return how many admissions the quota of 100 rounds still allows."""
@@ -126,10 +113,7 @@ class Chain:
         self.past_members.pop(header.round - MEMBERS_KEPT, None)
         admitted = sum(isinstance(operation, Admission) for operation in header.operations)
         self.joins = [n for n in self.joins if n > header.round - 100] + [header.round] * admitted
-        for operation in header.operations:
-            if isinstance(operation, Departure):
-                self.departures[operation.leave.sender] = header.round
-        self.members = next_members(self.members, header)
+        self.members = next_members(self.members, header, self.genesis.limits)
         self.beacon = header.beacon
         self.head = digest_of(header)
         self.state_root = header.state_root

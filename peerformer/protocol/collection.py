@@ -64,7 +64,7 @@ class Collection:
 
     def start_training(self, now: float) -> None:
         """Train, unless a contribution for this round was signed before a restart."""
-        if self.training or self.trained or self.members.get(self.me) is None:
+        if self.training or self.trained or self.me not in self.members.contributors:
             return
         self.training, self.training_at = True, now
         self.outbox.work(Train(self.number, hash_of("shard", self.beacon, self.me)))
@@ -107,8 +107,8 @@ class Collection:
 
     def on_contribution(self, sender: bytes, statement: Contribution, now: float) -> str | None:
         """Take a genuine commitment in; returns why it was not, or None."""
-        if self.members.get(sender) is None:
-            return "contribution of a stranger"
+        if sender not in self.members.contributors:
+            return "contribution of a stranger, or of a suspended member"
         if sender in self.contributions:
             return None
         if self.revealed:

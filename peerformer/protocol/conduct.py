@@ -51,6 +51,11 @@ def contradiction(first: Statement, second: Statement) -> str | None:
     return f"signed two {kind}s for {place}"
 
 
+def accused_of(evidence: Evidence) -> bytes:
+    """Return the peer that the evidence is about, whether or not it convicts."""
+    return evidence.first.sender
+
+
 def culprit_of(evidence: Evidence, chain_id: bytes) -> bytes | None:
     """Return the peer that the evidence convicts, or None if it convicts nobody; never raises."""
     first, second = evidence.first, evidence.second

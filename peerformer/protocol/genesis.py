@@ -46,6 +46,7 @@ class Limits:
     vouchers: U8 = 1  # k_v
     joins_per_epoch: U16 = 0  # most admissions in 100 rounds; 0: max(1, n // 10)
     train_milliseconds_max: U32 = 600_000  # the longest local training of a round
+    idle_rounds_max: U16 = 30  # R_idle: a voter that attests in none of so many is suspended; 0: no
 
 
 @dataclass(frozen=True, slots=True)

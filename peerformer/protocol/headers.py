@@ -12,7 +12,7 @@ from peerformer.protocol.chain import Chain
 from peerformer.protocol.collection import Collection, attestations_hash
 from peerformer.protocol.effects import Applied, Apply
 from peerformer.protocol.identity import HashChain, hash_of
-from peerformer.protocol.membership import bits_of, next_members, quorum
+from peerformer.protocol.membership import bits_of, next_members, quorum, subject_of
 from peerformer.protocol.messages import (
     NO_HASH,
     OPERATIONS_MAX,
@@ -99,7 +99,9 @@ class Headers:
             beacon=chain.next_beacon(reveal),
             state_root=outcome.state_root,
         )
-        header = replace(header, next_members_hash=next_members(chain.members, header).hash)
+        header = replace(
+            header, next_members_hash=next_members(chain.members, header, chain.genesis.limits).hash
+        )
         body = HeaderBody(header, attestations)
         assert self.add(body) is None, "my own header does not pass"
         self.valid.add(digest_of(header))
@@ -116,7 +118,7 @@ class Headers:
         return chosen
 
     def _select(self, attestations: Attestations, operations: tuple[Operation, ...]) -> Selection:
-        evicted = [op.evidence.first.sender for op in operations if isinstance(op, Eviction)]
+        evicted = [subject_of(op) for op in operations if isinstance(op, Eviction)]
         limits = self.chain.genesis.limits
         selection = select(attestations, self.chain.members, limits, self.number, evicted)
         needed = contributions_needed(len(self.chain.members.voters), limits)

@@ -41,7 +41,7 @@ from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.headers import Headers
 from peerformer.protocol.identity import HashChain, KeyPair
 from peerformer.protocol.membership import VOTER
-from peerformer.protocol.messages import Certified, Packet, digest_of
+from peerformer.protocol.messages import Certified, Packet, Return, digest_of
 from peerformer.protocol.neighbourhood import Neighbourhood
 from peerformer.protocol.outbox import Outbox
 from peerformer.protocol.requests import Requests
@@ -123,15 +123,14 @@ class Machine:
 
     def alive(self) -> set[bytes]:
         """Return the members that I hold alive: connected, and heard of in the last two rounds."""
-        number = self.chain.tip + 1
+        number, members = self.chain.tip + 1, self.chain.members
+        heard = {
+            m.peer: max(self.last_contributed.get(m.peer, 0), m.joined) for m in members.members
+        }
         return {
-            member.peer
-            for member in self.chain.members.members
-            if member.peer == self.me
-            or (
-                member.peer in self.outbox.connected
-                and max(self.last_contributed.get(member.peer, 0), member.joined) >= number - 2
-            )
+            peer
+            for peer in members.contributors
+            if peer == self.me or (peer in self.outbox.connected and heard[peer] >= number - 2)
         }
 
     # --- events --------------------------------------------------------------------------------
@@ -176,7 +175,7 @@ class Machine:
                 self.outbox.timer("tick", TICK_SECONDS)
                 self._resume_round(now)
             case "leave":
-                self.requests.leave(self.chain.tip + 1)
+                self.requests.leave()
             case "pause" | "resume":
                 self.paused = name == "pause"
                 self._on_state(now)
@@ -350,6 +349,9 @@ class Machine:
             self.last_contributed[accepted.peer] = number
         for refused in item.header.refused:
             self.last_contributed[refused.peer] = number
+        for operation in item.header.operations:
+            if isinstance(operation, Return):
+                self.last_contributed[operation.rejoin.sender] = number  # it is waited for
         decided.attested = True  # too late to attest it, whatever still arrives
         self.sync.last, self.sync.computed = decided, self.ballot.headers.applied
         self.timing.note_round(self.now - decided.began)

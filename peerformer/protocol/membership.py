@@ -1,16 +1,22 @@
 """Who belongs to the swarm: agreed state that moves from round to round by the header alone.
 
-`next_members(members, header)` is a pure function, so everybody who knows the headers knows the
-members, their standing and the banned. A change decided in round r takes effect in round r + 1.
-Reputation costs slots and order, never the vote.
+`next_members(members, header, limits)` is a pure function, so everybody who knows the headers knows
+the members, their standing and the banned. A change decided in round r takes effect in round r + 1.
+
+A *voter* contributes, attests and votes; a *guest* only contributes. A voter that no header counts
+among its attesters for `idle_rounds_max` rounds in a row is *suspended*: the quorum is counted
+without it, or a swarm whose laptops went to bed one by one would stop for good. It keeps its
+membership and its standing, which stands still, and votes again once it says that it is back. The
+last voters are never suspended. Reputation costs slots and order, never the vote. Who left lately
+is remembered for as long as a request to join is valid: it can still be convicted of what it did.
 """
 
 from dataclasses import dataclass, replace
 from typing import Annotated
 
 from peerformer.protocol.codec import U8, U32, U64, Hash, Many, PeerId, encode
-from peerformer.protocol.conduct import culprit_of
-from peerformer.protocol.genesis import ADMISSION_OPEN, Genesis
+from peerformer.protocol.conduct import accused_of
+from peerformer.protocol.genesis import Genesis, Limits
 from peerformer.protocol.identity import hash_of
 from peerformer.protocol.messages import (
     MEMBERS_MAX,
@@ -20,15 +26,20 @@ from peerformer.protocol.messages import (
     Eviction,
     Header,
     Join,
-    Leave,
     Operation,
-    Voucher,
-    is_genuine,
+    Return,
 )
-from peerformer.protocol.refusals import BAD, EQUIVOCATED, HARMFUL, NORM, QUARANTINED
+from peerformer.protocol.refusals import (
+    BAD,
+    EQUIVOCATED,
+    HARMFUL,
+    NO_SLOT,
+    NORM,
+    QUARANTINED,
+)
 
-VOTER, GUEST = 0, 1
-ROLE_WORDS = ("voter", "guest")
+VOTER, GUEST, SUSPENDED = 0, 1, 2
+ROLE_WORDS = ("voter", "guest", "suspended")
 
 REPUTATION_START = 500
 REPUTATION_MAX = 1_000
@@ -49,15 +60,25 @@ class Member:
     joined: U64  # the first round it belongs to
     reputation: U32
     quarantined_until: U64  # no slot in rounds before this one
-    idle_rounds: U32
+    idle_rounds: U32  # without an attestation in a header, the last ones in a row
+    suspended_from: U64 = 0  # the first round of its suspension; 0 if it is not suspended
+
+
+@dataclass(frozen=True, slots=True)
+class Departed:
+    """Somebody that left lately."""
+
+    peer: PeerId
+    left: U64  # the round whose header let it go
 
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """The members of one round, sorted by id, and the banned keys."""
+    """The members of one round, sorted by id, the banned keys, and who left lately."""
 
     members: Annotated[tuple[Member, ...], Many(MEMBERS_MAX)]
     banned: Annotated[tuple[PeerId, ...], Many(MEMBERS_MAX)]
+    departed: Annotated[tuple[Departed, ...], Many(MEMBERS_MAX)] = ()
 
     @property
     def hash(self) -> bytes:
@@ -72,11 +93,19 @@ class Members:
     @property
     def contributors(self) -> tuple[bytes, ...]:
         """The ids of those that may contribute, sorted: with or without a vote."""
-        return tuple(member.peer for member in self.members)
+        return tuple(member.peer for member in self.members if member.role != SUSPENDED)
 
     def get(self, peer: bytes) -> Member | None:
         """Return the member with this id, if it is one."""
         return next((member for member in self.members if member.peer == peer), None)
+
+    def departure_of(self, peer: bytes) -> Departed | None:
+        """Return how a peer left, if it did lately."""
+        return next((entry for entry in self.departed if entry.peer == peer), None)
+
+    def is_accountable(self, peer: bytes) -> bool:
+        """Tell whether evidence against a peer has any effect: it is a member, or was lately."""
+        return self.get(peer) is not None or self.departure_of(peer) is not None
 
 
 def tolerated_faults(voters: int) -> int:
@@ -118,78 +147,20 @@ def peers_of(voters: tuple[bytes, ...], bitmap: bytes) -> tuple[bytes, ...] | No
     return tuple(v for index, v in enumerate(voters) if bitmap[index // 8] >> index % 8 & 1)
 
 
-def operation_fault(
-    operation: Operation, members: Members, genesis: Genesis, chain_id: bytes, round_number: int
-) -> str | None:
-    """Return why an operation may not stand in the header of this round, or None if it may."""
-    match operation:
-        case Eviction(evidence):
-            culprit = culprit_of(evidence, chain_id)
-            return None if culprit and members.get(culprit) else "evidence convicts no member"
-        case Departure(leave):
-            member = members.get(leave.sender)
-            if not is_genuine(leave, chain_id) or not isinstance(leave.statement, Leave):
-                return "not a genuine leave"
-            if member is None or not member.joined <= leave.statement.round <= round_number:
-                return "leave of nobody, or of another membership"
-            return None
-        case Admission(join, vouchers):
-            return _admission_fault(join, vouchers, members, genesis, chain_id, round_number)
-
-
-def _admission_fault(
-    join: Envelope,
-    vouchers: tuple[Envelope, ...],
-    members: Members,
-    genesis: Genesis,
-    chain_id: bytes,
-    round_number: int,
-) -> str | None:
-    if genesis.limits.admission != ADMISSION_OPEN:
-        return "admission is closed"
-    if not is_genuine(join, chain_id) or not isinstance(join.statement, Join):
-        return "not a genuine request to join"
-    if not join.statement.round <= round_number < join.statement.round + EPOCH_ROUNDS:
-        return "request to join is too old"
-    if join.statement.role not in (VOTER, GUEST):
-        return "a role that nobody joins in"
-    present = members.get(join.sender)
-    if join.sender in members.banned or (present and not _promotes(join.statement, present)):
-        return "already a member, or banned"
-    if present is None and len(members.members) + len(members.banned) >= MEMBERS_MAX // 2:
-        return "the swarm is full"
-    voters, vouching = set(members.voters), set()
-    for voucher in vouchers:
-        fits = voucher.sender in voters and is_genuine(voucher, chain_id)
-        if not fits or voucher.statement != Voucher(join_hash(join)):
-            return "a voucher that is not one"
-        vouching.add(voucher.sender)
-    enough = len(vouching) >= genesis.limits.vouchers and len(vouching) == len(vouchers)
-    return None if enough else "too few vouchers"
-
-
-def _promotes(join: Join, present: Member) -> bool:
-    """Tell whether a guest asks for the vote; a request from before it was a guest is void."""
-    return present.role == GUEST and join.role == VOTER and join.round >= present.joined
-
-
-def join_hash(join: Envelope) -> bytes:
-    """Return what a voucher names."""
-    return hash_of("join", encode(join))
-
-
 def subject_of(operation: Operation) -> bytes:
     """Return the peer that an operation is about."""
     match operation:
         case Eviction(evidence):
-            return evidence.first.sender
+            return accused_of(evidence)
         case Departure(leave):
             return leave.sender
+        case Return(rejoin):
+            return rejoin.sender
         case Admission(join, _):
             return join.sender
 
 
-def next_members(members: Members, header: Header) -> Members:
+def next_members(members: Members, header: Header, limits: Limits) -> Members:
     """Return the members of the round after `header`, whose operations are valid and distinct."""
     accepted = {entry.peer for entry in header.contributions}
     refused = {entry.peer: entry.reason for entry in header.refused}
@@ -198,17 +169,45 @@ def next_members(members: Members, header: Header) -> Members:
         _next_member(member, header, accepted, refused, attesters) for member in members.members
     ]
     by_peer = {member.peer: member for member in standing}
-    banned = set(members.banned)
+    banned, number = set(members.banned), header.round + 1
+    departed = {e.peer: e for e in members.departed if e.left + EPOCH_ROUNDS > number}
     for operation in header.operations:
+        subject = subject_of(operation)
         match operation:
-            case Eviction(evidence):
-                by_peer.pop(evidence.first.sender, None)
-                banned.add(evidence.first.sender)
-            case Departure(leave):
-                by_peer.pop(leave.sender, None)
+            case Eviction():
+                by_peer.pop(subject, None)
+                departed.pop(subject, None)
+                banned.add(subject)
+            case Departure():
+                by_peer.pop(subject, None)
+                departed[subject] = Departed(subject, header.round)
+            case Return():
+                by_peer[subject] = _returned(by_peer[subject], number)
             case Admission(join, _):
-                by_peer[join.sender] = _admitted(join, by_peer.get(join.sender), header.round + 1)
-    return Members(tuple(by_peer[peer] for peer in sorted(by_peer)), tuple(sorted(banned)))
+                departed.pop(subject, None)
+                by_peer[subject] = _admitted(join, by_peer.get(subject), number)
+    _suspend_idle(by_peer, number, limits)
+    return Members(
+        tuple(by_peer[peer] for peer in sorted(by_peer)),
+        tuple(sorted(banned)),
+        tuple(departed[peer] for peer in sorted(departed)),
+    )
+
+
+def _suspend_idle(by_peer: dict[bytes, Member], number: int, limits: Limits) -> None:
+    """Suspend from a round on the voters that were idle for too long, unless all were."""
+    voters = [member for member in by_peer.values() if member.role == VOTER]
+    longest = limits.idle_rounds_max
+    idle = [member for member in voters if longest and member.idle_rounds >= longest]
+    if len(idle) < len(voters):
+        for member in idle:
+            by_peer[member.peer] = replace(member, role=SUSPENDED, suspended_from=number)
+
+
+def _returned(member: Member, number: int) -> Member:
+    """Return a suspended member as the voter it is from a round on; a quarantine starts anew."""
+    until = number + QUARANTINE_ROUNDS if member.quarantined_until else 0
+    return replace(member, role=VOTER, suspended_from=0, idle_rounds=0, quarantined_until=until)
 
 
 def _admitted(join: Envelope, before: Member | None, number: int) -> Member:
@@ -230,14 +229,16 @@ def _next_member(
     refused: dict[bytes, int],
     attesters: set[bytes],
 ) -> Member:
+    if member.role == SUSPENDED:
+        return member
     reason = refused.get(member.peer)
     change = -SILENCE_LOSS
     if reason in (BAD, HARMFUL, EQUIVOCATED):
         change = -HARM_LOSS
-    elif member.peer in accepted and reason != NORM:
+    elif reason in (QUARANTINED, NO_SLOT, NORM) or not header.contributions:
+        change = 0  # it contributed but could not earn anything, or the round was a null one
+    elif member.peer in accepted:
         change = ACCEPTED_GAIN
-    elif reason == QUARANTINED or not header.contributions:
-        change = 0  # it could not earn anything: it is quarantined, or the round was a null one
     reputation = min(max(member.reputation + change, 0), REPUTATION_MAX)
     until = member.quarantined_until
     if until > header.round + 1:

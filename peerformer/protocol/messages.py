@@ -141,6 +141,13 @@ class Leave:
 
 
 @dataclass(frozen=True, slots=True)
+class Rejoin:
+    """I am back and ask to vote again; valid from `round` on, and only for one suspension."""
+
+    round: U64
+
+
+@dataclass(frozen=True, slots=True)
 class PeerRecord:
     """Where I can be reached; the higher sequence number wins. `expires` in seconds since 1970."""
 
@@ -153,7 +160,7 @@ class PeerRecord:
 
 Statement = (
     Contribution | Attestation | Proposal | Prepare | Commit | Timeout | Join | Voucher | Leave
-    | PeerRecord
+    | Rejoin | PeerRecord
 )  # fmt: skip
 STATEMENTS: tuple[type, ...] = get_args(Statement)  # a statement's kind is its place here
 
@@ -277,13 +284,22 @@ class Departure:
 
 
 @dataclass(frozen=True, slots=True)
+class Return:
+    """Let the sender of `rejoin` vote again."""
+
+    rejoin: Envelope
+
+
+@dataclass(frozen=True, slots=True)
 class Eviction:
     """Evict and ban the peer that the evidence convicts."""
 
     evidence: Evidence
 
 
-Operation = Annotated[Admission | Departure | Eviction, OneOf((Admission, Departure, Eviction))]
+Operation = Annotated[
+    Admission | Departure | Eviction | Return, OneOf((Admission, Departure, Eviction, Return))
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,14 @@ from peerformer import events
 from peerformer.protocol.collection import Collection
 from peerformer.protocol.conduct import describe
 from peerformer.protocol.identity import name_of
-from peerformer.protocol.membership import ROLE_WORDS, Members
+from peerformer.protocol.membership import ROLE_WORDS, SUSPENDED, Members, subject_of
 from peerformer.protocol.messages import (
     Admission,
     Attestation,
     Certified,
     Departure,
     Eviction,
+    Return,
     digest_of,
 )
 from peerformer.protocol.outbox import Outbox
@@ -85,6 +86,15 @@ def _report_members(outbox: Outbox, item: Certified, before: Members, after: Mem
     number = item.header.round
     for member in after.members:
         earlier = before.get(member.peer)
+        if member.role == SUSPENDED and earlier is not None and earlier.role != SUSPENDED:
+            outbox.report(
+                events.PeerSuspended(
+                    round=number,
+                    peer=member.peer.hex(),
+                    name=name_of(member.peer),
+                    idle_rounds=member.idle_rounds,
+                )
+            )
         if member.quarantined_until and (earlier is None or not earlier.quarantined_until):
             outbox.report(
                 events.PeerQuarantined(
@@ -97,7 +107,7 @@ def _report_members(outbox: Outbox, item: Certified, before: Members, after: Mem
     for operation in item.header.operations:
         match operation:
             case Eviction(evidence):
-                peer = evidence.first.sender
+                peer = subject_of(operation)
                 outbox.report(
                     events.PeerEvicted(
                         round=number,
@@ -113,6 +123,11 @@ def _report_members(outbox: Outbox, item: Certified, before: Members, after: Mem
                 role = ROLE_WORDS[newcomer.role] if newcomer else ""
                 outbox.report(
                     events.PeerJoined(round=number, peer=peer.hex(), name=name_of(peer), role=role)
+                )
+            case Return(rejoin):
+                peer = rejoin.sender
+                outbox.report(
+                    events.PeerReturned(round=number, peer=peer.hex(), name=name_of(peer))
                 )
             case Departure(leave):
                 peer = leave.sender

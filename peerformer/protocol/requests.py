@@ -5,7 +5,7 @@ from peerformer.protocol.chain import Chain
 from peerformer.protocol.conduct import culprit_of, describe
 from peerformer.protocol.genesis import ADMISSION_OPEN
 from peerformer.protocol.identity import name_of
-from peerformer.protocol.membership import GUEST, VOTER, join_hash, operation_fault, subject_of
+from peerformer.protocol.membership import GUEST, SUSPENDED, VOTER, subject_of
 from peerformer.protocol.messages import (
     OPERATIONS_MAX,
     Admission,
@@ -16,10 +16,13 @@ from peerformer.protocol.messages import (
     Join,
     Leave,
     Operation,
+    Rejoin,
     Requested,
+    Return,
     Voucher,
     sign,
 )
+from peerformer.protocol.operations import join_hash, operation_fault
 from peerformer.protocol.outbox import Outbox
 
 VOUCHERS_MAX = 8  # as many as an admission can carry
@@ -36,6 +39,7 @@ class Requests:
         self.operations: dict[bytes, Operation] = {}
         self.wants_membership = True
         self._join: Envelope | None = None
+        self._rejoin: Envelope | None = None
 
     def fault(self, operation: Operation) -> str | None:
         """Return why an operation cannot stand in the next header, or None."""
@@ -46,7 +50,7 @@ class Requests:
     def convict(self, evidence: Evidence) -> None:
         """Turn two statements that convict a member into a request to evict it."""
         culprit = culprit_of(evidence, self.chain.chain_id)
-        if culprit is None or self.chain.members.get(culprit) is None:
+        if culprit is None or not self.chain.members.is_accountable(culprit):
             return
         if isinstance(self.operations.get(culprit), Eviction):
             return
@@ -68,10 +72,12 @@ class Requests:
         subject = subject_of(operation)
         held = self.operations.get(subject)
         if isinstance(operation, Eviction):
-            if self.fault(operation) is None:
+            if not self.chain.members.is_accountable(subject):
+                return None  # it is banned, gone or not here yet: no fault of who tells me
+            fault = self.fault(operation)
+            if fault is None:
                 self.convict(operation.evidence)
-                return None
-            return None if subject in self.chain.members.banned else "evidence convicts no member"
+            return fault
         if isinstance(operation, Admission):
             operation = self._vouched(operation, held)
         if held is not None and (operation == held or not isinstance(operation, Admission)):
@@ -95,15 +101,14 @@ class Requests:
         chosen = tuple(vouchers[sender] for sender in sorted(vouchers))[:VOUCHERS_MAX]
         return Admission(operation.join, chosen)
 
-    def leave(self, number: int) -> None:
+    def leave(self) -> None:
         """Ask to be let go; the last voter just goes."""
         self.wants_membership = False
-        me = self.outbox.keys.peer_id
-        member = self.chain.members.get(me)
-        if member is None or self.chain.members.voters == (me,):
-            self.outbox.report(events.PeerLeft(round=number - 1, peer=me.hex(), name=name_of(me)))
+        me, tip = self.outbox.keys.peer_id, self.chain.tip
+        if self.chain.members.get(me) is None or self.chain.members.voters == (me,):
+            self.outbox.report(events.PeerLeft(round=tip, peer=me.hex(), name=name_of(me)))
             return
-        self._hold(Departure(sign(self.outbox.keys, self.chain.chain_id, Leave(number))))
+        self._hold(Departure(sign(self.outbox.keys, self.chain.chain_id, Leave(tip + 1))))
 
     def tick(self, *, ready: bool) -> None:
         """Ask for what I lack while I hold the agreed state: membership, or the vote of a guest."""
@@ -111,9 +116,13 @@ class Requests:
         member, mine = members.get(me), self.operations.get(me)
         if isinstance(mine, Departure):
             self.outbox.broadcast(members.voters, Requested(mine))
+        elif member is not None and not self.wants_membership:
+            self.leave()  # the others left first: nobody would remain, or my request was lost
         elif self.wants_membership and ready and me not in members.banned:
             if member is None or (member.role, self.role) == (GUEST, VOTER):
                 self._ask_to_join(member.joined if member else 0)
+            elif member.role == SUSPENDED:
+                self._ask_to_return(member.suspended_from)
 
     def _ask_to_join(self, since: int) -> None:
         """Ask for admission, with a request no older than my present membership."""
@@ -127,6 +136,15 @@ class Requests:
             self._join = sign(self.outbox.keys, self.chain.chain_id, join)
         assert self._join is not None
         self.outbox.broadcast(self.chain.members.voters, Requested(Admission(self._join, ())))
+
+    def _ask_to_return(self, since: int) -> None:
+        """Say that I am back, once for each suspension."""
+        statement = self._rejoin.statement if self._rejoin else None
+        if not isinstance(statement, Rejoin) or statement.round < since:
+            rejoin = Rejoin(self.chain.tip + 1)
+            self._rejoin = sign(self.outbox.keys, self.chain.chain_id, rejoin)
+        assert self._rejoin is not None
+        self.outbox.broadcast(self.chain.members.voters, Requested(Return(self._rejoin)))
 
     def drop_settled(self) -> None:
         """Forget what a header carried, or what can no longer stand in one."""

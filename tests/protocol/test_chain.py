@@ -8,7 +8,7 @@ from peerformer.protocol.certificates import certify
 from peerformer.protocol.chain import MEMBERS_KEPT, Chain, leader_of
 from peerformer.protocol.genesis import ADMISSION_OPEN, Founder, Genesis, Limits
 from peerformer.protocol.identity import HashChain, KeyPair
-from peerformer.protocol.membership import VOTER, bits_of, join_hash, next_members, quorum
+from peerformer.protocol.membership import VOTER, Members, bits_of, next_members, quorum
 from peerformer.protocol.messages import (
     NO_HASH,
     PROTOCOL_VERSION,
@@ -28,6 +28,7 @@ from peerformer.protocol.messages import (
     digest_of,
     sign,
 )
+from peerformer.protocol.operations import join_hash
 
 SEEDS = [bytes((i,)) * 32 for i in range(1, 8)]
 KEYS = {(keys := KeyPair.from_seed(seed)).peer_id: keys for seed in SEEDS}
@@ -39,6 +40,10 @@ GENESIS = Genesis(
     Limits(admission=ADMISSION_OPEN, joins_per_epoch=2),
     tuple(Founder(peer, LINKS[peer].links[0]) for peer in PEERS),
 )  # fmt: skip
+
+
+def following(chain: Chain, header: Header) -> Members:
+    return next_members(chain.members, header, GENESIS.limits)
 
 
 def draft(chain: Chain, builder: bytes = PEERS[0], **changes: object) -> Header:
@@ -66,7 +71,7 @@ def draft(chain: Chain, builder: bytes = PEERS[0], **changes: object) -> Header:
     header = replace(header, **changes)  # type: ignore[arg-type]
     if "next_members_hash" in changes:
         return header
-    return replace(header, next_members_hash=next_members(chain.members, header).hash)
+    return replace(header, next_members_hash=following(chain, header).hash)
 
 
 def certified(chain: Chain, header: Header, signers: int | None = None) -> Certified:
@@ -150,7 +155,9 @@ def test_what_moves_the_members_is_bound_by_the_hash_of_the_next_ones(
 ) -> None:
     chain = grown(1)
     header = replace(draft(chain), **changes)  # type: ignore[arg-type]
-    moved = next_members(chain.members, header) != next_members(chain.members, draft(chain))
+    moved = next_members(chain.members, header, GENESIS.limits) != next_members(
+        chain.members, draft(chain), GENESIS.limits
+    )
     assert (chain.header_fault(header) == "wrong next members") == moved
 
 

@@ -24,7 +24,7 @@ from peerformer.protocol.genesis import ADMISSION_OPEN, Founder, Genesis, Limits
 from peerformer.protocol.headers import APPLIES_KEPT_MAX, BODIES_KEPT_MAX
 from peerformer.protocol.identity import HashChain, KeyPair
 from peerformer.protocol.machine import Machine
-from peerformer.protocol.membership import VOTER, join_hash, subject_of
+from peerformer.protocol.membership import VOTER, subject_of
 from peerformer.protocol.messages import (
     NO_HASH,
     PROTOCOL_VERSION,
@@ -56,6 +56,7 @@ from peerformer.protocol.messages import (
     pack,
     sign,
 )
+from peerformer.protocol.operations import join_hash
 
 SEEDS = {(k := KeyPair.from_seed(bytes((i,)) * 32)).peer_id: bytes((i,)) * 32 for i in range(1, 5)}
 PEERS = sorted(SEEDS)

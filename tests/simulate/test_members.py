@@ -1,7 +1,11 @@
 """Who belongs to a swarm, in whole worlds: guests, suspensions, vouchers, false attestations."""
 
-from peerformer.protocol.membership import GUEST, VOTER, Members
-from peerformer.simulate.world import World
+from dataclasses import replace
+from typing import Any
+
+from peerformer.protocol.effects import Command
+from peerformer.protocol.membership import GUEST, SUSPENDED, VOTER, Members, peers_of
+from peerformer.simulate.world import LIMITS, World
 
 
 def members(world: World, index: int = 0) -> Members:
@@ -19,7 +23,7 @@ def run_to(world: World, tip: int, hosts: list[int], seconds: float = 300) -> bo
     return world.run(seconds=seconds, until=lambda: all(world.tip(index) >= tip for index in hosts))
 
 
-def events_of(world: World, index: int, name: str) -> list[object]:
+def events_of(world: World, index: int, name: str) -> list[Any]:
     return [event for event in world.hosts[index].reports if type(event).__name__ == name]
 
 
@@ -51,3 +55,68 @@ def test_a_guest_contributes_and_follows_without_a_vote_and_may_become_a_voter()
     assert standing is not None and standing.reputation > 500  # it kept what it had earned
     world.crash(1)
     assert run_to(world, world.tip(0) + 3, hosts=[0, 2, 3, 4])  # four of five: with its vote only
+
+
+def test_voters_that_go_to_bed_one_by_one_do_not_stop_the_rest_and_return_by_themselves() -> None:
+    world = World(32, 7, limits=replace(LIMITS, idle_rounds_max=5))
+    world.start()
+    up = list(range(7))
+    for sleeper in (6, 5, 4, 3):  # a quorum of seven is five: without suspensions the third stops
+        assert run_to(world, world.tip(0) + 2, hosts=up)
+        world.crash(sleeper)
+        up.remove(sleeper)
+        assert world.run(
+            seconds=200, until=lambda sleeper=sleeper: role_of(world, sleeper) == SUSPENDED
+        )
+    assert members(world).voters == tuple(sorted(world.hosts[i].keys.peer_id for i in up))
+    before = members(world).get(world.hosts[6].keys.peer_id)
+    assert before is not None
+    for index in (3, 4, 5, 6):
+        world.boot(index)
+    assert world.run(seconds=200, until=lambda: len(members(world).voters) == 7)
+    back = world.tip(0)
+    after = members(world).get(world.hosts[6].keys.peer_id)
+    assert after is not None and after.joined == before.joined == 1
+    assert run_to(world, back + 3, hosts=list(range(7)))
+    sleepers = {world.hosts[index].keys.peer_id.hex() for index in (3, 4, 5, 6)}
+    for told in ("PeerSuspended", "PeerReturned"):
+        assert sleepers <= {event.peer for event in events_of(world, 0, told)}
+    peer = world.hosts[0].peer
+    assert peer is not None
+    voters = members(world).voters
+    heard = [peers_of(voters, item.header.attesters) for item in peer.machine.chain.items[back:]]
+    assert {voter for attesters in heard for voter in attesters or ()} == set(voters)
+
+
+def test_no_suspension_where_the_genesis_has_none() -> None:
+    world = World(33, 4, limits=replace(LIMITS, idle_rounds_max=0))
+    world.start()
+    assert run_to(world, 1, hosts=[0, 1, 2, 3])
+    world.crash(3)
+    assert run_to(world, 8, hosts=[0, 1, 2])
+    assert role_of(world, 3) == VOTER
+
+
+def test_the_last_two_voters_that_leave_at_once_go_one_after_the_other() -> None:
+    world = World(34, 2)
+    world.start()
+    assert run_to(world, 2, hosts=[0, 1])
+    for host in world.hosts:
+        world._soon(host, Command("leave"))
+    gone = world.run(
+        seconds=60, until=lambda: all(events_of(world, index, "PeerLeft") for index in (0, 1))
+    )
+    assert gone
+    assert all(len(members(world, index).voters) == 1 for index in (0, 1))
+
+
+def test_a_leader_waits_for_the_attestations_of_all_that_live() -> None:
+    """Or those far away would never be heard, and be suspended while they vote."""
+    world = World(35, 7)
+    world.start()
+    assert run_to(world, 20, hosts=[0])
+    peer = world.hosts[0].peer
+    assert peer is not None
+    voters = members(world).voters
+    heard = [peers_of(voters, item.header.attesters) or () for item in peer.machine.chain.items]
+    assert sum(len(attesters) == 7 for attesters in heard) >= 16
