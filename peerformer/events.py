@@ -185,6 +185,15 @@ class PeerReturned(_Record, frozen=True):
     name: str
 
 
+class PeerStruck(_Record, frozen=True):
+    """A member vouched for a peer that was evicted: it lost reputation, and may not vouch now."""
+
+    round: int
+    peer: str
+    name: str
+    reason: str
+
+
 class PeerConnected(_Record, frozen=True):
     """An encrypted connection to a peer stands."""
 
@@ -282,6 +291,7 @@ Event = (
     | PeerLeft
     | PeerSuspended
     | PeerReturned
+    | PeerStruck
     | PeerConnected
     | PeerDisconnected
     | SyncStarted

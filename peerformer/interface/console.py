@@ -23,6 +23,7 @@ SHOWN = (
     events.PeerLeft,
     events.PeerSuspended,
     events.PeerReturned,
+    events.PeerStruck,
     events.PeerEvicted,
     events.PeerQuarantined,
     events.PeerConnected,
@@ -193,6 +194,8 @@ def _words(event: events.Event) -> str:
             return f"{event.name} is suspended: away for {event.idle_rounds} rounds"
         case events.PeerReturned():
             return f"{event.name} is back and votes again"
+        case events.PeerStruck():
+            return f"{event.name} gets a strike: {event.reason}"
         case events.PeerConnected():
             return f"{event.name} is connected"
         case events.PeerDisconnected():

@@ -77,6 +77,7 @@ def status_of(peer: Peer, tally: Tally, extra: dict[str, Any]) -> dict[str, Any]
             "accepted": tally.accepted[member.peer],
             "reputation": member.reputation,
             "quarantined_until": member.quarantined_until,
+            "strikes": member.strikes,
         }
         for member in machine.chain.members.members
     ]

@@ -6,10 +6,14 @@ parents, and its certificate against the voters of its round. Votes, views and t
 concern.
 """
 
+from collections import Counter
+
 from peerformer.protocol.certificates import decided_fault
 from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.identity import hash_of, reveals
 from peerformer.protocol.membership import (
+    EPOCH_ROUNDS,
+    VOTER,
     Members,
     founders,
     next_members,
@@ -18,6 +22,7 @@ from peerformer.protocol.membership import (
 )
 from peerformer.protocol.messages import (
     NO_HASH,
+    OPERATIONS_MAX,
     PROTOCOL_VERSION,
     Admission,
     Certified,
@@ -43,7 +48,7 @@ class Chain:
         self.head = self.chain_id  # digest of the newest header
         self.beacon = hash_of("beacon", self.chain_id)
         self.state_root = genesis.state_root
-        self.joins: list[int] = []  # rounds of recent admissions
+        self.admitted: list[tuple[int, tuple[bytes, ...]]] = []  # lately: round, and who vouched
 
     @property
     def tip(self) -> int:
@@ -90,16 +95,36 @@ class Chain:
         fault = operations_fault(
             operations, self.members, self.genesis, self.chain_id, self.tip + 1
         )
-        admissions = sum(isinstance(operation, Admission) for operation in operations)
-        if fault is None and admissions > self.joins_left():
-            fault = "too many admissions"
-        return fault
+        if fault:
+            return fault
+        admissions = [operation for operation in operations if isinstance(operation, Admission)]
+        if len(admissions) > self.joins_left():
+            return "too many admissions"
+        asked = Counter(voucher for operation in admissions for voucher in _vouching(operation))
+        if any(count > self.vouchers_left(voucher) for voucher, count in asked.items()):
+            return "too many admissions on one voter's vouchers"
+        return None
 
     def joins_left(self) -> int:
         """Return how many admissions the quota of 100 rounds still allows."""
         quota = self.genesis.limits.joins_per_epoch or max(1, len(self.members.members) // 10)
-        recent = sum(number > self.tip + 1 - 100 for number in self.joins)
-        return max(0, quota - recent)
+        return max(0, quota - len(self._lately()))
+
+    def vouchers_left(self, voter: bytes) -> int:
+        """Return how many admissions of the next header may rest on a voter's vouchers."""
+        quota = self.genesis.limits.joins_per_voucher
+        used = sum(voter in vouching for _, vouching in self._lately())
+        return max(0, quota - used) if quota else OPERATIONS_MAX
+
+    def _lately(self) -> list[tuple[int, tuple[bytes, ...]]]:
+        return [entry for entry in self.admitted if entry[0] > self.tip + 1 - EPOCH_ROUNDS]
+
+    def may_vouch(self, peer: bytes) -> bool:
+        """Tell whether a voucher of this peer counts in the next header."""
+        member = self.members.get(peer)
+        if member is None or member.role != VOTER or member.barred_until > self.tip + 1:
+            return False
+        return self.vouchers_left(peer) > 0
 
     def append(self, item: Certified) -> str | None:
         """Take the next decided round in; return why not, or None when it was."""
@@ -111,8 +136,9 @@ class Chain:
         header = item.header
         self.past_members[header.round] = self.members
         self.past_members.pop(header.round - MEMBERS_KEPT, None)
-        admitted = sum(isinstance(operation, Admission) for operation in header.operations)
-        self.joins = [n for n in self.joins if n > header.round - 100] + [header.round] * admitted
+        admissions = [entry for entry in header.operations if isinstance(entry, Admission)]
+        admitted = [(header.round, _vouching(admission)) for admission in admissions]
+        self.admitted = self._lately() + admitted
         self.members = next_members(self.members, header, self.genesis.limits)
         self.beacon = header.beacon
         self.head = digest_of(header)
@@ -141,6 +167,10 @@ class Chain:
         before = self.past_members[header.round].voters
         live = tuple(p for p in peers_of(before, header.attesters) or () if p in set(voters))
         return live if len(live) >= quorum(len(voters)) else voters
+
+
+def _vouching(admission: Admission) -> tuple[bytes, ...]:
+    return tuple(voucher.sender for voucher in admission.vouchers)
 
 
 def leader_of(leaders: tuple[bytes, ...], round_number: int, view: int) -> bytes:

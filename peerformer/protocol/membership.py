@@ -9,20 +9,25 @@ without it, or a swarm whose laptops went to bed one by one would stop for good.
 membership and its standing, which stands still, and votes again once it says that it is back. The
 last voters are never suspended. Reputation costs slots and order, never the vote. Who left lately
 is remembered for as long as a request to join is valid: it can still be convicted of what it did.
+
+Whoever vouched for a peer answers for it: when that peer is evicted, each of its vouchers that is
+a member still gets a *strike*. It loses as much reputation as for a harmful contribution, even
+while it is quarantined or suspended, and none of its vouchers counts for the next 100 rounds.
 """
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from peerformer.protocol.codec import U8, U32, U64, Hash, Many, PeerId, encode
+from peerformer.protocol.codec import U8, U16, U32, U64, Hash, Many, PeerId, encode
 from peerformer.protocol.conduct import accused_of
 from peerformer.protocol.genesis import Genesis, Limits
 from peerformer.protocol.identity import hash_of
 from peerformer.protocol.messages import (
     MEMBERS_MAX,
+    VOUCHERS_MAX,
     Admission,
     Departure,
-    Envelope,
     Eviction,
     Header,
     Join,
@@ -47,7 +52,12 @@ REPUTATION_QUARANTINE = 200  # below it a member gets no slot for a while
 REPUTATION_AFTER_QUARANTINE = 250
 QUARANTINE_ROUNDS = 8
 ACCEPTED_GAIN, HARM_LOSS, SILENCE_LOSS = 10, 100, 5
-EPOCH_ROUNDS = 100  # a request to join or leave is valid for so many rounds
+EPOCH_ROUNDS = 100  # a request to join is valid, and quotas count, for so many rounds
+STRIKE_ROUNDS = 100  # whoever vouched for an evicted peer may not vouch for so many rounds
+STRIKES_MAX = (1 << 16) - 1
+
+
+Vouchers = Annotated[tuple[PeerId, ...], Many(VOUCHERS_MAX)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +72,9 @@ class Member:
     quarantined_until: U64  # no slot in rounds before this one
     idle_rounds: U32  # without an attestation in a header, the last ones in a row
     suspended_from: U64 = 0  # the first round of its suspension; 0 if it is not suspended
+    vouched_by: Vouchers = ()  # who answers for its conduct; nobody for a founder
+    strikes: U16 = 0  # so many peers that it vouched for were evicted
+    barred_until: U64 = 0  # may not vouch in rounds before this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +83,7 @@ class Departed:
 
     peer: PeerId
     left: U64  # the round whose header let it go
+    vouched_by: Vouchers = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +116,11 @@ class Members:
     def departure_of(self, peer: bytes) -> Departed | None:
         """Return how a peer left, if it did lately."""
         return next((entry for entry in self.departed if entry.peer == peer), None)
+
+    def vouchers_of(self, peer: bytes) -> tuple[bytes, ...]:
+        """Return who vouched for a member, or for one that left lately."""
+        entry = self.get(peer) or self.departure_of(peer)
+        return entry.vouched_by if entry is not None else ()
 
     def is_accountable(self, peer: bytes) -> bool:
         """Tell whether evidence against a peer has any effect: it is a member, or was lately."""
@@ -165,10 +184,12 @@ def next_members(members: Members, header: Header, limits: Limits) -> Members:
     accepted = {entry.peer for entry in header.contributions}
     refused = {entry.peer: entry.reason for entry in header.refused}
     attesters = set(peers_of(members.voters, header.attesters) or ())
-    standing = [
-        _next_member(member, header, accepted, refused, attesters) for member in members.members
-    ]
-    by_peer = {member.peer: member for member in standing}
+    evicted = [subject_of(op) for op in header.operations if isinstance(op, Eviction)]
+    struck = Counter(voucher for peer in evicted for voucher in members.vouchers_of(peer))
+    by_peer = {}
+    for member in members.members:
+        member = _struck(member, struck[member.peer], header.round + 1)
+        by_peer[member.peer] = _next_member(member, header, accepted, refused, attesters)
     banned, number = set(members.banned), header.round + 1
     departed = {e.peer: e for e in members.departed if e.left + EPOCH_ROUNDS > number}
     for operation in header.operations:
@@ -180,12 +201,12 @@ def next_members(members: Members, header: Header, limits: Limits) -> Members:
                 banned.add(subject)
             case Departure():
                 by_peer.pop(subject, None)
-                departed[subject] = Departed(subject, header.round)
+                departed[subject] = Departed(subject, header.round, members.vouchers_of(subject))
             case Return():
                 by_peer[subject] = _returned(by_peer[subject], number)
-            case Admission(join, _):
+            case Admission():
                 departed.pop(subject, None)
-                by_peer[subject] = _admitted(join, by_peer.get(subject), number)
+                by_peer[subject] = _admitted(operation, by_peer.get(subject), number)
     _suspend_idle(by_peer, number, limits)
     return Members(
         tuple(by_peer[peer] for peer in sorted(by_peer)),
@@ -210,16 +231,35 @@ def _returned(member: Member, number: int) -> Member:
     return replace(member, role=VOTER, suspended_from=0, idle_rounds=0, quarantined_until=until)
 
 
-def _admitted(join: Envelope, before: Member | None, number: int) -> Member:
-    """Return the member that a join makes from a round on; a guest keeps its standing."""
-    statement = join.statement
-    assert isinstance(statement, Join)
-    fresh = Member(
-        join.sender, statement.role, statement.chain_anchor, number, REPUTATION_START, 0, 0
+def _struck(member: Member, times: int, number: int) -> Member:
+    """Return a member after so many strikes, the effect of which begins with a round."""
+    if not times:
+        return member
+    return replace(
+        member,
+        reputation=max(0, member.reputation - times * HARM_LOSS),
+        strikes=min(member.strikes + times, STRIKES_MAX),
+        barred_until=number + STRIKE_ROUNDS,
     )
-    if before is None:
-        return fresh
-    return replace(fresh, reputation=before.reputation, quarantined_until=before.quarantined_until)
+
+
+def _admitted(admission: Admission, before: Member | None, number: int) -> Member:
+    """Return the member that a join makes from a round on; a guest keeps its standing.
+
+    Those who vouch for the vote of a guest answer for it from then on, instead of the others.
+    """
+    join = admission.join.statement
+    assert isinstance(join, Join)
+    return Member(
+        peer=admission.join.sender,
+        role=join.role,
+        chain_anchor=join.chain_anchor,
+        joined=number,
+        reputation=before.reputation if before else REPUTATION_START,
+        quarantined_until=before.quarantined_until if before else 0,
+        idle_rounds=0,
+        vouched_by=tuple(voucher.sender for voucher in admission.vouchers),
+    )
 
 
 def _next_member(

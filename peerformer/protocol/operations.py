@@ -89,7 +89,7 @@ def operation_fault(
             return _return_fault(rejoin, members, chain_id, round_number)
         case Admission(join, vouchers):
             return join_fault(join, members, genesis, chain_id, round_number) or _vouchers_fault(
-                join, vouchers, members, genesis, chain_id
+                join, vouchers, members, genesis, chain_id, round_number
             )
 
 
@@ -151,15 +151,20 @@ def _vouchers_fault(
     members: Members,
     genesis: Genesis,
     chain_id: bytes,
+    round_number: int,
 ) -> str | None:
-    voters, vouching = set(members.voters), set()
+    senders = [voucher.sender for voucher in vouchers]
+    if senders != sorted(set(senders)) or len(senders) != genesis.limits.vouchers:
+        return "not the number of vouchers that it takes"
     for voucher in vouchers:
-        fits = voucher.sender in voters and is_genuine(voucher, chain_id)
-        if not fits or voucher.statement != Voucher(join_hash(join)):
+        member = members.get(voucher.sender)
+        if member is None or member.role != VOTER or not is_genuine(voucher, chain_id):
             return "a voucher that is not one"
-        vouching.add(voucher.sender)
-    enough = len(vouching) >= genesis.limits.vouchers and len(vouching) == len(vouchers)
-    return None if enough else "too few vouchers"
+        if voucher.statement != Voucher(join_hash(join)):
+            return "a voucher that is not one"
+        if member.barred_until > round_number:
+            return "a voucher of somebody who vouched for an evicted peer lately"
+    return None
 
 
 def join_hash(join: Envelope) -> bytes:

@@ -117,6 +117,7 @@ def _report_members(outbox: Outbox, item: Certified, before: Members, after: Mem
                     ),
                     evidence,
                 )
+                _report_strikes(outbox, number, peer, before, after)
             case Admission(join):
                 peer = join.sender
                 newcomer = after.get(peer)
@@ -132,6 +133,21 @@ def _report_members(outbox: Outbox, item: Certified, before: Members, after: Mem
             case Departure(leave):
                 peer = leave.sender
                 outbox.report(events.PeerLeft(round=number, peer=peer.hex(), name=name_of(peer)))
+
+
+def _report_strikes(
+    outbox: Outbox, number: int, evicted: bytes, before: Members, after: Members
+) -> None:
+    for peer in before.vouchers_of(evicted):
+        if after.get(peer) is not None:
+            outbox.report(
+                events.PeerStruck(
+                    round=number,
+                    peer=peer.hex(),
+                    name=name_of(peer),
+                    reason=f"it vouched for {name_of(evicted)}, which was evicted",
+                )
+            )
 
 
 def report_fork(outbox: Outbox, mine: Certified, other: Certified) -> None:

@@ -19,13 +19,12 @@ from peerformer.protocol.messages import (
     Rejoin,
     Requested,
     Return,
-    Voucher,
     sign,
 )
-from peerformer.protocol.operations import join_hash, operation_fault
+from peerformer.protocol.operations import operation_fault
 from peerformer.protocol.outbox import Outbox
+from peerformer.protocol.vouching import Vouching
 
-VOUCHERS_MAX = 8  # as many as an admission can carry
 JOIN_RENEWED_ROUNDS = 50  # a request this old is signed anew
 
 
@@ -37,6 +36,7 @@ class Requests:
         self.chain, self.outbox = chain, outbox
         self.chain_anchor, self.role = chain_anchor, role
         self.operations: dict[bytes, Operation] = {}
+        self.vouching = Vouching(chain, outbox)
         self.wants_membership = True
         self._join: Envelope | None = None
         self._rejoin: Envelope | None = None
@@ -78,28 +78,24 @@ class Requests:
             if fault is None:
                 self.convict(operation.evidence)
             return fault
-        if isinstance(operation, Admission):
-            operation = self._vouched(operation, held)
-        if held is not None and (operation == held or not isinstance(operation, Admission)):
+        if held is not None and self.chain.operations_fault((held,)) is None:
             return None
-        fault = self.fault(operation)
-        if fault is None:
+        if isinstance(operation, Admission):
+            self._gather(operation)
+        elif self.chain.operations_fault((operation,)) is None:
             self._hold(operation)
         return None  # an old or early request is no fault: rounds move on
 
-    def _vouched(self, operation: Admission, held: Operation | None) -> Admission:
-        """Join the vouchers that are known for one request, mine among them."""
-        if isinstance(held, Admission) and held.join != operation.join:
-            return held
-        vouchers = {voucher.sender: voucher for voucher in operation.vouchers}
-        if isinstance(held, Admission):
-            vouchers |= {voucher.sender: voucher for voucher in held.vouchers}
-        me, needed = self.outbox.keys.peer_id, self.chain.genesis.limits.vouchers
-        if me in self.chain.members.voters and len(vouchers) < needed and me not in vouchers:
-            voucher = Voucher(join_hash(operation.join))
-            vouchers[me] = sign(self.outbox.keys, self.chain.chain_id, voucher)
-        chosen = tuple(vouchers[sender] for sender in sorted(vouchers))[:VOUCHERS_MAX]
-        return Admission(operation.join, chosen)
+    def _gather(self, offered: Admission) -> None:
+        """Hold a request to join once it has the vouchers it takes; until then pass on the news."""
+        gathered = self.vouching.add(offered)
+        if gathered is None:
+            return
+        admission, is_news = gathered
+        if self.chain.operations_fault((admission,)) is None:
+            self._hold(admission)
+        elif is_news:
+            self.outbox.broadcast(self.chain.members.voters, Requested(admission))
 
     def leave(self) -> None:
         """Ask to be let go; the last voter just goes."""
@@ -148,6 +144,7 @@ class Requests:
 
     def drop_settled(self) -> None:
         """Forget what a header carried, or what can no longer stand in one."""
+        self.vouching.drop_settled()
         for subject, operation in list(self.operations.items()):
             if self.chain.operations_fault((operation,)) is not None:
                 del self.operations[subject]

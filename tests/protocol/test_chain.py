@@ -89,9 +89,9 @@ def grown(rounds: int) -> Chain:
     return chain
 
 
-def admission(chain: Chain, who: bytes = NEWCOMER) -> Admission:
+def admission(chain: Chain, who: bytes = NEWCOMER, by: bytes = PEERS[0]) -> Admission:
     join = sign(KEYS[who], chain.chain_id, Join(chain.tip + 1, LINKS[who].links[0], VOTER))
-    voucher = sign(KEYS[PEERS[0]], chain.chain_id, Voucher(join_hash(join)))
+    voucher = sign(KEYS[by], chain.chain_id, Voucher(join_hash(join)))
     return Admission(join, (voucher,))
 
 
@@ -229,6 +229,34 @@ def test_admissions_beyond_the_quota_of_an_epoch_are_refused() -> None:
     assert chain.joins_left() == 0
     last = next(o for o in three if chain.members.get(o.join.sender) is None)
     assert append_with(chain, last) == "too many admissions"
+
+
+def test_one_voter_vouches_for_two_admissions_in_100_rounds_unless_the_genesis_lifts_it() -> None:
+    lifted = replace(GENESIS, limits=replace(GENESIS.limits, joins_per_voucher=0))
+    for genesis in (GENESIS, lifted):
+        genesis = replace(genesis, limits=replace(genesis.limits, joins_per_epoch=9))
+        chain = Chain(genesis)
+        three = [admission(chain, who) for who in sorted((NEWCOMER, SECOND, THIRD))]
+        beyond = chain.operations_fault(tuple(three))
+        assert append_with(chain, *three[:2]) is None
+        again = append_with(chain, three[2])
+        if genesis.limits.joins_per_voucher:
+            assert beyond == again == "too many admissions on one voter's vouchers"
+            assert not chain.may_vouch(PEERS[0]) and chain.may_vouch(PEERS[1])
+            assert append_with(chain, admission(chain, three[2].join.sender, PEERS[1])) is None
+        else:
+            assert beyond is again is None
+
+
+def test_a_voter_may_vouch_again_after_100_rounds() -> None:
+    chain = Chain(replace(GENESIS, limits=replace(GENESIS.limits, idle_rounds_max=0)))
+    assert (
+        append_with(chain, *(admission(chain, who) for who in sorted((NEWCOMER, SECOND)))) is None
+    )
+    while chain.tip < 100:
+        assert not chain.may_vouch(PEERS[0]), chain.tip
+        assert chain.append(certified(chain, draft(chain, PEERS[chain.tip % 4]))) is None
+    assert chain.may_vouch(PEERS[0]) and chain.joins_left() == 2
 
 
 def test_a_second_certificate_for_a_decided_round_is_a_contradiction() -> None:

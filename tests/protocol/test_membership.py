@@ -1,54 +1,37 @@
-"""Members follow from headers: quorums, bitmaps, standing, admissions, departures, evictions."""
+"""Members follow from headers: quorums, bitmaps, standing, suspensions, strikes."""
 
 from dataclasses import replace
-from functools import partial
 from itertools import combinations
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peerformer.protocol.genesis import ADMISSION_CLOSED, ADMISSION_OPEN, Founder, Genesis, Limits
+from peerformer.protocol.genesis import Limits
 from peerformer.protocol.identity import KeyPair
 from peerformer.protocol.membership import (
-    EPOCH_ROUNDS,
     GUEST,
     QUARANTINE_ROUNDS,
     REPUTATION_AFTER_QUARANTINE,
     REPUTATION_START,
     SUSPENDED,
-    VOTER,
     Departed,
-    Member,
-    Members,
     bits_of,
-    founders,
-    next_members,
     peers_of,
     quorum,
-    subject_of,
     tolerated_faults,
 )
 from peerformer.protocol.messages import (
-    MEMBERS_MAX,
     NO_HASH,
     Accepted,
-    Admission,
     Departure,
-    Envelope,
-    Eviction,
-    Evidence,
-    Header,
-    Join,
     Leave,
-    Prepare,
     Refused,
     Rejoin,
     Return,
-    Voucher,
     sign,
 )
-from peerformer.protocol.operations import join_hash, operation_fault, operations_fault
+from peerformer.protocol.operations import operation_fault
 from peerformer.protocol.refusals import (
     BAD,
     EQUIVOCATED,
@@ -58,49 +41,19 @@ from peerformer.protocol.refusals import (
     QUARANTINED,
     UNSUPPORTED,
 )
-
-KEYS = sorted((KeyPair.from_seed(bytes((i,)) * 32) for i in range(5)), key=lambda k: k.peer_id)
-STRANGER = KeyPair.from_seed(b"\xff" * 32)
-GENESIS = Genesis(
-    1, b"test", b"{}", NO_HASH, 0, NO_HASH, 0, NO_HASH, 32, 64,
-    Limits(admission=ADMISSION_OPEN, joins_per_epoch=9),
-    tuple(Founder(keys.peer_id, bytes(32)) for keys in KEYS),
-)  # fmt: skip
-CHAIN = GENESIS.chain_id
-MEMBERS = founders(GENESIS)
-
-
-def header(number: int = 1, **changes: object) -> Header:
-    everybody = bits_of(MEMBERS.voters, set(MEMBERS.voters))
-    plain = Header(
-        1, number, NO_HASH, NO_HASH, NO_HASH, NO_HASH, KEYS[0].peer_id,
-        everybody, NO_HASH, (), (), (), NO_HASH, NO_HASH, NO_HASH,
-    )  # fmt: skip
-    return replace(plain, **changes)  # type: ignore[arg-type]
-
-
-def following(members: Members, header: Header, limits: Limits = GENESIS.limits) -> Members:
-    return next_members(members, header, limits)
-
-
-def fault(operation: object, number: int = 1, genesis: Genesis = GENESIS) -> str | None:
-    return operation_fault(operation, MEMBERS, genesis, CHAIN, number)  # type: ignore[arg-type]
-
-
-def admission(
-    number: int = 1,
-    who: KeyPair = STRANGER,
-    vouching: tuple[int, ...] = (0,),
-    role: int = VOTER,
-) -> Admission:
-    join = sign(who, CHAIN, Join(number, b"\x07" * 32, role))
-    vouchers = tuple(sign(KEYS[i], CHAIN, Voucher(join_hash(join))) for i in vouching)
-    return Admission(join, vouchers)
-
-
-def eviction(culprit: KeyPair) -> Eviction:
-    one, two = (sign(culprit, CHAIN, Prepare(1, 0, bytes((i,)) * 32)) for i in (1, 2))
-    return Eviction(Evidence(one, two))
+from tests.protocol.five import (
+    CHAIN,
+    GENESIS,
+    KEYS,
+    MEMBERS,
+    STRANGER,
+    admission,
+    away,
+    eviction,
+    following,
+    header,
+    suspended,
+)
 
 
 def test_a_quorum_is_what_remains_without_the_faulty_and_two_share_an_honest_voter() -> None:
@@ -127,98 +80,6 @@ def test_a_bitmap_names_its_subset_and_only_the_canonical_one_is_read(
         beyond = bytearray(bitmap)
         beyond[bit // 8] |= 1 << bit % 8
         assert peers_of(voters, bytes(beyond)) is None
-
-
-def test_a_stranger_is_admitted_once_vouched_for_and_votes_a_round_later() -> None:
-    operation = admission()
-    assert fault(operation) is None
-    after = following(MEMBERS, header(1, operations=(operation,)))
-    member = after.get(STRANGER.peer_id)
-    assert member == Member(STRANGER.peer_id, VOTER, b"\x07" * 32, 2, REPUTATION_START, 0, 0)
-    assert MEMBERS.get(STRANGER.peer_id) is None
-    assert [m.peer for m in after.members] == sorted(m.peer for m in after.members)
-
-
-def test_a_guest_is_a_member_without_a_vote_whom_a_newer_request_promotes() -> None:
-    as_guest = admission(role=GUEST)
-    assert fault(as_guest) is None
-    members = following(MEMBERS, header(1, operations=(as_guest,)))
-    guest = members.get(STRANGER.peer_id)
-    assert guest and guest.role == GUEST and STRANGER.peer_id in members.contributors
-    assert members.voters == MEMBERS.voters
-    earned = replace(guest, reputation=777, quarantined_until=9)
-    members = replace(members, members=tuple(earned if m == guest else m for m in members.members))
-
-    def later(operation: Admission, now: Members = members) -> str | None:
-        return operation_fault(operation, now, GENESIS, CHAIN, 4)
-
-    assert later(admission(3, role=GUEST)) == "already a member, or banned"
-    assert later(admission(1)) == "already a member, or banned"  # from before it was a guest
-    assert later(replace(admission(3), vouchers=())) == "too few vouchers"
-    promotion = admission(3)
-    assert later(promotion) is None
-    members = following(members, header(4, operations=(promotion,)))
-    voter = members.get(STRANGER.peer_id)
-    assert voter and (voter.role, voter.joined) == (VOTER, 5) and voter.quarantined_until == 9
-    assert voter.reputation == 777 and STRANGER.peer_id in members.voters
-    assert later(admission(4), members) == "already a member, or banned"
-
-
-def test_an_admission_that_lacks_anything_is_refused() -> None:
-    good = admission()
-    forged = replace(good.join, signature=bytes(64))
-    outsider = sign(STRANGER, CHAIN, Voucher(join_hash(good.join)))
-    other = sign(KEYS[0], CHAIN, Voucher(bytes(32)))
-    elsewhere = sign(KEYS[0], bytes(32), Voucher(join_hash(good.join)))
-    closed = replace(GENESIS, limits=replace(GENESIS.limits, admission=ADMISSION_CLOSED))
-    strict = replace(GENESIS, limits=replace(GENESIS.limits, vouchers=2))
-    assert fault(good, genesis=closed) == "admission is closed"
-    assert fault(good, genesis=strict) == "too few vouchers"
-    assert fault(admission(vouching=(0, 1)), genesis=strict) is None
-    assert fault(replace(good, vouchers=())) == "too few vouchers"
-    assert fault(replace(good, vouchers=good.vouchers * 2)) == "too few vouchers"
-    for voucher in (outsider, other, elsewhere, good.join):
-        assert fault(replace(good, vouchers=(voucher,))) == "a voucher that is not one"
-    assert fault(replace(good, join=forged)) == "not a genuine request to join"
-    assert fault(admission(role=GUEST + 1)) == "a role that nobody joins in"
-    assert fault(admission(who=KEYS[1])) == "already a member, or banned"
-    assert fault(admission(number=2)) == "request to join is too old"
-    assert fault(good, number=EPOCH_ROUNDS) is None
-    assert fault(good, number=EPOCH_ROUNDS + 1) == "request to join is too old"
-
-
-def test_a_leave_serves_its_sender_for_the_membership_it_holds() -> None:
-    leave = sign(KEYS[1], CHAIN, Leave(3))
-    assert fault(Departure(leave), number=3) is None
-    assert fault(Departure(leave), number=2) is not None
-    assert fault(Departure(replace(leave, sender=KEYS[2].peer_id)), number=3) is not None
-    assert fault(Departure(sign(STRANGER, CHAIN, Leave(3))), number=3) is not None
-    rejoined = replace(
-        MEMBERS,
-        members=tuple(
-            replace(m, joined=5) if m.peer == KEYS[1].peer_id else m for m in MEMBERS.members
-        ),
-    )
-    assert operation_fault(Departure(leave), rejoined, GENESIS, CHAIN, 9) is not None
-    after = following(MEMBERS, header(3, operations=(Departure(leave),)))
-    assert after.get(KEYS[1].peer_id) is None and after.banned == ()
-
-
-def test_evidence_evicts_bans_and_keeps_out() -> None:
-    culprit = KEYS[3]
-    liar = eviction(culprit)
-    assert fault(liar) is None
-    one = liar.evidence.first
-    assert fault(Eviction(Evidence(one, one))) is not None
-    after = following(MEMBERS, header(1, operations=(liar,)))
-    assert after.get(culprit.peer_id) is None and after.banned == (culprit.peer_id,)
-    again = admission(number=2, who=culprit)
-    assert operation_fault(again, after, GENESIS, CHAIN, 2) == "already a member, or banned"
-
-
-def test_a_signed_statement_that_does_not_decode_convicts_and_moves_nobody() -> None:
-    broken = Envelope(KEYS[1].peer_id, 3, b"short", bytes(64))
-    assert fault(Eviction(Evidence(broken, broken))) == "evidence convicts no member"
 
 
 CHANGES = {  # what became of a contribution -> the change of its author's reputation
@@ -294,13 +155,6 @@ def test_repeated_harm_leads_to_quarantine_which_ends() -> None:
     assert harmful in members.voters  # it never lost its vote
 
 
-def away(number: int, *absent: KeyPair, members: Members = MEMBERS, **changes: object) -> Header:
-    """A header whose attesters are all voters but these."""
-    present = set(members.voters) - {keys.peer_id for keys in absent}
-    attesters = bits_of(members.voters, present)
-    return header(number, attesters=attesters, **changes)
-
-
 def test_a_voter_away_for_the_longest_allowed_time_is_suspended_and_no_sooner() -> None:
     limits, absent = Limits(idle_rounds_max=3), KEYS[4]
     members = MEMBERS
@@ -318,40 +172,6 @@ def test_a_voter_away_for_the_longest_allowed_time_is_suspended_and_no_sooner() 
     assert members.get(absent.peer_id) == asleep  # its standing stands still
 
 
-def suspended(reputation: int = 400, quarantined_until: int = 0) -> tuple[Members, KeyPair]:
-    who = KEYS[4]
-    asleep = replace(
-        MEMBERS.members[4], role=SUSPENDED, suspended_from=40, idle_rounds=30,
-        reputation=reputation, quarantined_until=quarantined_until,
-    )  # fmt: skip
-    assert asleep.peer == who.peer_id
-    return replace(MEMBERS, members=(*MEMBERS.members[:4], asleep)), who
-
-
-def test_a_suspended_voter_returns_on_its_word_for_this_suspension_only() -> None:
-    members, who = suspended()
-
-    def returns(keys: KeyPair, number: int, now: Members = members) -> str | None:
-        rejoin = sign(keys, CHAIN, Rejoin(number))
-        return operation_fault(Return(rejoin), now, GENESIS, CHAIN, 70)
-
-    assert returns(who, 40) is None and returns(who, 70) is None
-    assert returns(who, 39) == "return from another suspension"
-    assert returns(who, 71) == "return from another suspension"
-    assert returns(KEYS[1], 50) == "return of nobody who is suspended"
-    assert returns(STRANGER, 50) == "return of nobody who is suspended"
-    good = sign(who, CHAIN, Rejoin(50))
-    for wrong in (replace(good, signature=bytes(64)), sign(who, bytes(32), Rejoin(50)),
-                  sign(who, CHAIN, Leave(50))):  # fmt: skip
-        fault = operation_fault(Return(wrong), members, GENESIS, CHAIN, 70)
-        assert fault == "not a genuine rejoin"
-    back = following(members, away(70, members=members, operations=(Return(good),)))
-    voter = back.get(who.peer_id)
-    assert voter and (voter.role, voter.idle_rounds, voter.suspended_from) == (VOTER, 0, 0)
-    assert (voter.joined, voter.reputation) == (1, 400)
-    assert returns(who, 50, back) == "return of nobody who is suspended"
-
-
 def test_a_suspension_does_not_serve_a_quarantine() -> None:
     members, who = suspended(reputation=150, quarantined_until=44)
     back = Return(sign(who, CHAIN, Rejoin(50)))
@@ -359,77 +179,54 @@ def test_a_suspension_does_not_serve_a_quarantine() -> None:
     assert voter and voter.quarantined_until == 71 + QUARANTINE_ROUNDS
 
 
-def test_the_suspended_may_leave_and_may_be_evicted() -> None:
-    members, who = suspended()
-    leave = Departure(sign(who, CHAIN, Leave(30)))
-    assert operation_fault(leave, members, GENESIS, CHAIN, 70) is None
-    liar = eviction(who)
-    assert operation_fault(liar, members, GENESIS, CHAIN, 70) is None
-    gone = following(members, away(70, members=members, operations=(liar,)))
-    assert gone.get(who.peer_id) is None and gone.banned == (who.peer_id,)
+def test_the_vouchers_of_an_evicted_peer_get_a_strike_and_may_not_vouch_for_100_rounds() -> None:
+    strict = replace(GENESIS, limits=replace(GENESIS.limits, vouchers=2))
+    good = admission(vouching=(0, 1))
+    members = following(MEMBERS, header(1, operations=(good,)))
+    members = following(members, away(2, members=members, operations=(eviction(STRANGER),)))
+    reputations = [member.reputation for member in members.members]
+    assert reputations == [400, 400, 500, 500, 500]
+    assert [member.strikes for member in members.members] == [1, 1, 0, 0, 0]
+    other = KeyPair.from_seed(b"\xfd" * 32)
+    for number, barred in ((3, True), (102, True), (103, False)):
+        for vouching in ((0, 2), (1, 2), (2, 3)):
+            again = admission(number, other, vouching)
+            found = operation_fault(again, members, strict, CHAIN, number)
+            assert (found is not None) == (barred and bool({0, 1} & {*vouching})), found
+    assert members.voters == MEMBERS.voters  # it never costs the vote
 
 
-def test_no_header_suspends_lets_go_or_evicts_the_last_voter() -> None:
-    limits = Limits(idle_rounds_max=1)
-    idle = following(MEMBERS, away(1, *KEYS), limits)  # no valid header has no attester
-    assert idle.voters == MEMBERS.voters
-    leaves = tuple(Departure(sign(keys, CHAIN, Leave(1))) for keys in KEYS)
-    together = partial(
-        operations_fault, members=MEMBERS, genesis=GENESIS, chain_id=CHAIN, round_number=1
+def test_a_strike_reaches_the_vouchers_of_one_that_left_but_nobody_else() -> None:
+    good = admission(vouching=(3,))
+    members = following(MEMBERS, header(1, operations=(good,)))
+    leave = Departure(sign(STRANGER, CHAIN, Leave(2)))
+    members = following(members, away(2, members=members, operations=(leave,)))
+    assert members.departed == (Departed(STRANGER.peer_id, 2, (KEYS[3].peer_id,)),)
+    members = following(members, away(3, members=members, operations=(eviction(STRANGER),)))
+    assert [member.strikes for member in members.members] == [0, 0, 0, 1, 0]
+    founder = following(MEMBERS, header(1, operations=(eviction(KEYS[0]),)))
+    assert all(member.strikes == 0 for member in founder.members)  # nobody vouched for it
+
+
+def test_a_strike_counts_for_the_quarantined_the_suspended_and_down_to_nothing() -> None:
+    who = KEYS[2].peer_id
+    cases = (
+        ({"quarantined_until": 50, "reputation": 150}, 50),
+        ({"role": SUSPENDED, "suspended_from": 1, "reputation": 300}, 200),
+        ({"reputation": 60}, 0),
     )
-    assert together(leaves[:4]) is None
-    assert together(leaves) == "nobody would be left to vote"
-    assert together((*leaves[:4], eviction(KEYS[4]))) == "nobody would be left to vote"
-    by_subject = sorted((*leaves, admission()), key=subject_of)
-    assert together(tuple(by_subject)) is None  # the newcomer votes on
-    as_guest = sorted((*leaves, admission(role=GUEST)), key=subject_of)
-    assert together(tuple(as_guest)) == "nobody would be left to vote"
-    # The leaver attested, the one that stays was idle: it stays all the same.
-    two = replace(MEMBERS, members=MEMBERS.members[:2])
-    gone = Departure(sign(KEYS[0], CHAIN, Leave(1)))
-    left = following(two, away(1, KEYS[1], members=two, operations=(gone,)), limits)
-    assert left.voters == (KEYS[1].peer_id,)
-
-
-def test_who_left_lately_is_remembered_convicted_and_kept_from_old_requests() -> None:
-    who = KEYS[1]
-    leave = Departure(sign(who, CHAIN, Leave(3)))
-    members = following(MEMBERS, header(5, operations=(leave,)))
-    assert members.departed == (Departed(who.peer_id, 5),)
-    assert members.is_accountable(who.peer_id) and not members.is_accountable(STRANGER.peer_id)
-    old, new = admission(5, who), admission(6, who, vouching=(2,))
-    assert operation_fault(admission(5, who, vouching=(2,)), members, GENESIS, CHAIN, 6) == (
-        "a request to join from before its sender left"
-    )
-    assert old.join.statement != new.join.statement
-    assert operation_fault(new, members, GENESIS, CHAIN, 6) is None
-    again = following(members, away(6, members=members, operations=(new,)))
-    assert again.departed == () and who.peer_id in again.voters
-    liar = eviction(who)
-    assert operation_fault(liar, members, GENESIS, CHAIN, 6) is None
-    banned = following(members, away(6, members=members, operations=(liar,)))
-    assert banned.banned == (who.peer_id,) and banned.departed == ()
-    for number in range(6, 5 + EPOCH_ROUNDS):
-        assert members.departed, number
-        members = following(members, away(number, members=members))
-    assert members.departed == ()  # and requests from before it left are too old by now
-    stale = operation_fault(admission(5, who, vouching=(2,)), members, GENESIS, CHAIN, 105)
-    assert stale == "request to join is too old"
-
-
-def test_what_is_remembered_has_a_limit() -> None:
-    strangers = tuple(sorted(bytes((i % 256, i // 256)) * 16 for i in range(MEMBERS_MAX)))
-    full = replace(MEMBERS, departed=tuple(Departed(peer, 1) for peer in strangers))
-    leave = Departure(sign(KEYS[1], CHAIN, Leave(1)))
-    assert operations_fault((leave,), full, GENESIS, CHAIN, 2) is not None
-    assert operations_fault((leave,), MEMBERS, GENESIS, CHAIN, 2) is None
-    gone = (Departed(STRANGER.peer_id, 1),)
-    for banned, allowed in ((MEMBERS_MAX - 6, True), (MEMBERS_MAX - 5, False)):
-        crowd = replace(MEMBERS, banned=strangers[:banned], departed=gone)
-        assert (
-            operations_fault((eviction(STRANGER),), crowd, GENESIS, CHAIN, 2) is None
-        ) == allowed
-        assert operations_fault((eviction(KEYS[1]),), crowd, GENESIS, CHAIN, 2) is None
+    for changes, expected in cases:
+        members = following(MEMBERS, header(1, operations=(admission(vouching=(2,)),)))
+        members = replace(
+            members,
+            members=tuple(
+                replace(m, **changes) if m.peer == who else m  # type: ignore[arg-type]
+                for m in members.members
+            ),
+        )
+        members = following(members, away(2, members=members, operations=(eviction(STRANGER),)))
+        member = members.get(who)
+        assert member and (member.reputation, member.strikes) == (expected, 1)
 
 
 def test_the_builder_alone_moves_on_in_its_hash_chain_and_absence_is_counted() -> None:
@@ -447,6 +244,7 @@ def test_any_change_of_standing_changes_the_members_hash() -> None:
     changes = {
         "role": GUEST, "chain_anchor": b"\1" * 32, "joined": 2, "reputation": 1,
         "quarantined_until": 3, "idle_rounds": 4, "suspended_from": 5,
+        "vouched_by": (bytes(32),), "strikes": 6, "barred_until": 7,
     }  # fmt: skip
     for name, value in changes.items():
         changed = replace(first, **{name: value})  # type: ignore[arg-type]

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from peerformer.protocol.effects import Command
 from peerformer.protocol.membership import GUEST, SUSPENDED, VOTER, Members, peers_of
 from peerformer.simulate.world import LIMITS, World
@@ -120,3 +122,39 @@ def test_a_leader_waits_for_the_attestations_of_all_that_live() -> None:
     voters = members(world).voters
     heard = [peers_of(voters, item.header.attesters) or () for item in peer.machine.chain.items]
     assert sum(len(attesters) == 7 for attesters in heard) >= 16
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.2])
+def test_a_join_collects_vouchers_of_as_many_voters_as_the_genesis_asks_for(loss: float) -> None:
+    world = World(36, 4, spares=2, limits=replace(LIMITS, vouchers=3, joins_per_voucher=2))
+    world.network.loss = loss
+    world.start()
+    spares = [world.hosts[index].keys.peer_id for index in (4, 5)]
+    assert world.run(seconds=300, until=lambda: set(spares) <= set(members(world).voters))
+    for spare in spares:
+        vouched_by = members(world).vouchers_of(spare)
+        assert len(set(vouched_by)) == 3 and spare not in vouched_by
+    assert run_to(world, world.tip(0) + 2, hosts=list(range(6)), seconds=600)
+
+
+def test_vouchers_run_out_and_those_of_others_serve() -> None:
+    """Two voters, one admission each in 100 rounds: the third newcomer has the second's vouch."""
+    world = World(37, 2, spares=3, limits=replace(LIMITS, joins_per_voucher=1))
+    world.start()
+    assert world.run(seconds=400, until=lambda: len(members(world).voters) == 5)
+    vouched_by = [member.vouched_by for member in members(world).members if member.vouched_by]
+    assert len(vouched_by) == len(set(vouched_by)) == 3
+
+
+def test_whoever_vouched_for_a_liar_gets_a_strike_when_it_is_evicted() -> None:
+    world = World(38, 4, spares=1, attacks={4: "equivocate"}, limits=replace(LIMITS, vouchers=2))
+    world.start()
+    liar = world.hosts[4].keys.peer_id
+    assert world.run(seconds=200, until=lambda: liar in members(world).voters)
+    vouched_by = set(members(world).vouchers_of(liar))
+    assert world.run(seconds=200, until=lambda: liar in members(world).banned)
+    assert {m.peer for m in members(world).members if m.strikes} == vouched_by
+    assert {event.peer for event in events_of(world, 0, "PeerStruck")} == {
+        peer.hex() for peer in vouched_by
+    }
+    assert run_to(world, world.tip(0) + 2, hosts=[0, 1, 2, 3])

@@ -51,6 +51,7 @@ _CONDUCT = (
     events.Misbehaved,
     events.PeerQuarantined,
     events.PeerEvicted,
+    events.PeerStruck,
     events.ForkSeen,
 )
 
