@@ -9,7 +9,16 @@ from dataclasses import replace
 
 from peerformer.peer import Peer
 from peerformer.protocol.conduct import slot_of
-from peerformer.protocol.effects import Effect, Event, Send, Trained, Work, WorkFinished
+from peerformer.protocol.effects import (
+    Check,
+    Checked,
+    Effect,
+    Event,
+    Send,
+    Trained,
+    Work,
+    WorkFinished,
+)
 from peerformer.protocol.identity import blob_hash, hash_of
 from peerformer.protocol.messages import Envelope, Prepare, Proposed, Said, sign
 
@@ -17,8 +26,12 @@ ATTACKS = {
     "sign-flip": "sends the opposite of what it trained, at the same norm",
     "garbage": "sends contributions that do not decode, and frames of noise",
     "equivocate": "votes for two headers in one slot",
+    "false-ok": "attests that contributions decode which do not",
     "silent": "trains and attests, but never votes or proposes",
 }
+
+
+PRAISE_MICRONATS = 1_000_000
 
 
 class Liar:
@@ -68,13 +81,23 @@ class Liar:
     def perform(self, work: Work, should_stop: Callable[[], bool] = lambda: False) -> WorkFinished:
         """Work honestly, then twist what was made."""
         finished = self.peer.perform(work, should_stop)
-        if not self.lies or not isinstance(finished.result, Trained):
+        if not self.lies:
+            return finished
+        if self.attack == "false-ok" and isinstance(finished.result, Checked):
+            return replace(finished, result=self._praise(work, finished.result))
+        if not isinstance(finished.result, Trained):
             return finished
         blob = self.blobs.get(finished.result.blob_hash)
         if blob is None or self.attack != "garbage":
             return finished
         noise = hash_of("noise", blob) * (len(blob) // 32 + 1)
         return replace(finished, result=self._keep(finished.result, noise[: len(blob)]))
+
+    @staticmethod
+    def _praise(work: Work, result: Checked) -> Checked:
+        """Say the best of what does not decode."""
+        scored = isinstance(work, Check) and work.score_seed is not None
+        return Checked(None, PRAISE_MICRONATS if scored else None) if result.malformed else result
 
     def _keep(self, made: Trained, blob: bytes) -> Trained:
         number = self.machine.collection.number

@@ -170,11 +170,12 @@ class Collection:
             self.held[author] = work.blob_hash
         else:
             self.unreadable[author] = result.fault
+        if result.malformed:
             name = name_of(author)
             self.outbox.report(
                 events.Misbehaved(peer=author.hex(), name=name, reason=f"blob: {result.fault}")
             )
-        if not self.attested:
+        if not self.attested and (result.fault is None or result.malformed):
             holds, score = result.fault is None, result.score
             self.judgements[author] = Judgement(author, work.blob_hash, work.size, holds, score)
         self._attest_when_all_judged(now)

@@ -14,7 +14,7 @@ from peerformer.protocol.ballot import Ballot
 from peerformer.protocol.chain import Chain
 from peerformer.protocol.codec import MalformedError, decode, encode
 from peerformer.protocol.collection import Collection
-from peerformer.protocol.conduct import Ledger
+from peerformer.protocol.conduct import ROUNDS_SERVED, Exhibit, Ledger
 from peerformer.protocol.consensus import Consensus
 from peerformer.protocol.effects import (
     Adopt,
@@ -30,6 +30,7 @@ from peerformer.protocol.effects import (
     Event,
     FetchBlob,
     FetchState,
+    Inspect,
     Persist,
     Received,
     TimerFired,
@@ -98,6 +99,7 @@ class Machine:
         self.ledger = Ledger()
         self.sync = Sync(self.chain, self.outbox, state_round)
         self.requests = Requests(self.chain, self.outbox, self.hash_chain.links[0], role)
+        self.trials = self.requests.trials
         self.neighbourhood = Neighbourhood(self.chain, self.outbox, seed, addresses)
         self.last_contributed: dict[bytes, int] = {}
         self.later: dict[bytes, list[Packet]] = {}  # packets of the next round, by sender
@@ -216,6 +218,8 @@ class Machine:
                     self.sync.on_fetch_failed(work.round, now)
             case Check() if isinstance(result, Checked):
                 self._on_checked(work, result, now)
+            case Inspect(exhibit):
+                self._on_inspected(exhibit, result if isinstance(result, Checked) else None)
             case Apply() if isinstance(result, Applied):
                 if work.round == current.number:
                     self.ballot.headers.applied[work] = result
@@ -236,12 +240,30 @@ class Machine:
         self.ballot.build()
         self.ballot.advance()
 
+    def _on_inspected(self, exhibit: Exhibit, result: Checked | None) -> None:
+        """Draw the consequences of having seen whether a contribution decodes."""
+        if result is None or (result.fault is not None and not result.malformed):
+            self.trials.on_failed(exhibit)
+            return
+        claims = self.trials.learn(exhibit, decodes=result.fault is None)
+        for evidence, teller in claims:
+            if result.malformed:
+                self.requests.convict(evidence)
+            elif teller in self.outbox.connected:
+                intake.blame(self, teller, "evidence convicts nobody: the contribution decodes")
+        for voter in self.chain.members.voters if result.malformed else ():
+            said = self.ledger.find(voter, "attestation", exhibit.round, 0)
+            for found in self.trials.against(said) if said else ():
+                self.requests.convict(found)
+
     def _on_checked(self, work: Check, result: Checked, now: float) -> None:
         if work.round == self.collection.number:
             self.collection.on_checked(work, result, now)
         elif self.sync.last and work.round == self.sync.last.number:
             self.sync.last.on_checked(work, result, now)
             self.sync.advance(now)
+        exhibit = Exhibit(work.round, work.author, work.blob_hash, work.size)
+        self._on_inspected(exhibit, result)
 
     def on_attestations(self) -> None:
         """Go on with what the attestations at hand allow."""
@@ -276,7 +298,12 @@ class Machine:
             began=self.now,
         )
         headers = Headers(
-            chain, self.collection, self.outbox, self.hash_chain, self.requests.operations
+            chain,
+            self.collection,
+            self.outbox,
+            self.hash_chain,
+            self.requests.operations,
+            self.trials,
         )
         self.ballot = Ballot(
             headers,
@@ -358,6 +385,7 @@ class Machine:
         reports.report_decided(self.outbox, item, before, self.chain.members, decided, self.now)
         self.decided_at = self.now
         self.ledger.forget_before(number - LEDGER_ROUNDS + 1)
+        self.trials.forget_before(number - ROUNDS_SERVED + 2)
         self.requests.drop_settled()
         self.neighbourhood.tell_newcomers(item, before)
         self._begin_round()

@@ -261,11 +261,24 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class Contradiction:
     """Two statements signed by one key that an honest peer never signs both."""
 
     first: Envelope
     second: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class FalseHolding:
+    """An attestation that says OK for a contribution that does not decode; see `trials`."""
+
+    attestation: Envelope
+    author: PeerId
+    blob_hash: Hash
+    size: U32
+
+
+Evidence = Annotated[Contradiction | FalseHolding, OneOf((Contradiction, FalseHolding))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ against it, quotas say, is the chain's to know.
 """
 
 from peerformer.protocol.codec import encode
-from peerformer.protocol.conduct import culprit_of
+from peerformer.protocol.conduct import ROUNDS_SERVED, culprit_of, exhibit_of
 from peerformer.protocol.genesis import ADMISSION_OPEN, Genesis
 from peerformer.protocol.identity import hash_of
 from peerformer.protocol.membership import (
@@ -24,6 +24,7 @@ from peerformer.protocol.messages import (
     Departure,
     Envelope,
     Eviction,
+    FalseHolding,
     Join,
     Leave,
     Operation,
@@ -81,8 +82,11 @@ def operation_fault(
     match operation:
         case Eviction(evidence):
             culprit = culprit_of(evidence, chain_id)
-            convicts = culprit is not None and members.is_accountable(culprit)
-            return None if convicts else "evidence convicts no member"
+            if culprit is None or not members.is_accountable(culprit):
+                return "evidence convicts no member"
+            if isinstance(evidence, FalseHolding):
+                return _exhibit_fault(evidence, genesis, round_number)
+            return None
         case Departure(leave):
             return _departure_fault(leave, members, chain_id, round_number)
         case Return(rejoin):
@@ -91,6 +95,16 @@ def operation_fault(
             return join_fault(join, members, genesis, chain_id, round_number) or _vouchers_fault(
                 join, vouchers, members, genesis, chain_id, round_number
             )
+
+
+def _exhibit_fault(evidence: FalseHolding, genesis: Genesis, round_number: int) -> str | None:
+    """Whether it decodes is not asked here: a voter looks at it before it votes."""
+    exhibit = exhibit_of(evidence)
+    if not round_number - ROUNDS_SERVED < exhibit.round <= round_number:
+        return "evidence about a contribution that nobody need hold any more"
+    if not 0 < exhibit.size <= genesis.blob_size_max:
+        return "evidence about a contribution of a forbidden size"
+    return None
 
 
 def _departure_fault(

@@ -2,13 +2,14 @@
 
 from peerformer import events
 from peerformer.protocol.chain import Chain
-from peerformer.protocol.conduct import culprit_of, describe
+from peerformer.protocol.conduct import accused_of, culprit_of, describe, exhibit_of
 from peerformer.protocol.genesis import ADMISSION_OPEN
 from peerformer.protocol.identity import name_of
 from peerformer.protocol.membership import GUEST, SUSPENDED, VOTER, subject_of
 from peerformer.protocol.messages import (
     OPERATIONS_MAX,
     Admission,
+    Contradiction,
     Departure,
     Envelope,
     Eviction,
@@ -23,6 +24,7 @@ from peerformer.protocol.messages import (
 )
 from peerformer.protocol.operations import operation_fault
 from peerformer.protocol.outbox import Outbox
+from peerformer.protocol.trials import Trials
 from peerformer.protocol.vouching import Vouching
 
 JOIN_RENEWED_ROUNDS = 50  # a request this old is signed anew
@@ -36,7 +38,7 @@ class Requests:
         self.chain, self.outbox = chain, outbox
         self.chain_anchor, self.role = chain_anchor, role
         self.operations: dict[bytes, Operation] = {}
-        self.vouching = Vouching(chain, outbox)
+        self.vouching, self.trials = Vouching(chain, outbox), Trials(outbox)
         self.wants_membership = True
         self._join: Envelope | None = None
         self._rejoin: Envelope | None = None
@@ -48,7 +50,7 @@ class Requests:
         return operation_fault(operation, members, genesis, self.chain.chain_id, number)
 
     def convict(self, evidence: Evidence) -> None:
-        """Turn two statements that convict a member into a request to evict it."""
+        """Turn evidence that I have checked, all of it, into a request to evict."""
         culprit = culprit_of(evidence, self.chain.chain_id)
         if culprit is None or not self.chain.members.is_accountable(culprit):
             return
@@ -67,17 +69,12 @@ class Requests:
             self.operations[subject] = operation
             self.outbox.broadcast(self.chain.members.voters, Requested(operation))
 
-    def on_requested(self, operation: Operation) -> str | None:
+    def on_requested(self, peer: bytes, operation: Operation) -> str | None:
         """Take in what a peer asks for; returns why not, or None."""
         subject = subject_of(operation)
         held = self.operations.get(subject)
         if isinstance(operation, Eviction):
-            if not self.chain.members.is_accountable(subject):
-                return None  # it is banned, gone or not here yet: no fault of who tells me
-            fault = self.fault(operation)
-            if fault is None:
-                self.convict(operation.evidence)
-            return fault
+            return self._on_evidence(peer, operation)
         if held is not None and self.chain.operations_fault((held,)) is None:
             return None
         if isinstance(operation, Admission):
@@ -85,6 +82,25 @@ class Requests:
         elif self.chain.operations_fault((operation,)) is None:
             self._hold(operation)
         return None  # an old or early request is no fault: rounds move on
+
+    def _on_evidence(self, peer: bytes, operation: Eviction) -> str | None:
+        """Check evidence that a peer tells me of; its fault if it convicts nobody."""
+        evidence, chain = operation.evidence, self.chain
+        if not chain.members.is_accountable(accused_of(evidence)):
+            return None  # it is banned, gone or not here yet: no fault of who tells me
+        if culprit_of(evidence, chain.chain_id) is None:
+            return "evidence convicts no member"
+        if self.fault(operation) is not None:
+            return None  # it comes late
+        if isinstance(evidence, Contradiction):
+            self.convict(evidence)
+            return None
+        decodes = self.trials.verdicts.get(exhibit_of(evidence))
+        if decodes is None:
+            self.trials.accuse(evidence, peer)
+        elif not decodes:
+            self.convict(evidence)
+        return "evidence convicts nobody: the contribution decodes" if decodes else None
 
     def _gather(self, offered: Admission) -> None:
         """Hold a request to join once it has the vouchers it takes; until then pass on the news."""

@@ -26,6 +26,7 @@ from peerformer.protocol.effects import (
     Event,
     FetchBlob,
     FetchState,
+    Inspect,
     Persist,
     Received,
     Report,
@@ -40,9 +41,9 @@ from peerformer.protocol.effects import (
 from peerformer.protocol.genesis import ADMISSION_OPEN, Founder, Genesis, Limits
 from peerformer.protocol.identity import HashChain, KeyPair, blob_hash, hash_of
 from peerformer.protocol.machine import Machine
-from peerformer.protocol.membership import VOTER
+from peerformer.protocol.membership import VOTER, subject_of
 from peerformer.protocol.merkle import state_root
-from peerformer.protocol.messages import Packet, digest_of, pack
+from peerformer.protocol.messages import Eviction, Packet, digest_of, pack
 from peerformer.simulate.network import Network
 from peerformer.simulate.toy import BLOB_SIZE_BYTES, STATE_SIZE_BYTES, ToyBench, first_state
 
@@ -290,22 +291,42 @@ class World:
     def _start(self, host: Host, work: Work) -> None:
         if isinstance(work, FetchBlob | FetchState):
             self._fetch(host, work, self.now + FETCH_SECONDS_MAX)
+        elif isinstance(work, Inspect):
+            self._inspect(host, work)
         elif isinstance(work, Dial):
             self._dial(host, work)
         else:
-            seconds = self.train_seconds(host.index) if isinstance(work, Train) else 0.02
-            host.busy_until = max(host.busy_until, self.now) + seconds
-            life = host.life
+            self._perform(host, work)
 
-            def perform() -> None:
-                if host.life == life and host.peer is not None:
-                    finished = host.peer.perform(work)
-                    bench = host.peer.bench
-                    if isinstance(bench, ToyBench) and bench.round > host.snapshot[0]:
-                        host.snapshot = (bench.round, bench.state)
-                    self._event(host, finished)
+    def _perform(self, host: Host, work: Work) -> None:
+        seconds = self.train_seconds(host.index) if isinstance(work, Train) else 0.02
+        host.busy_until = max(host.busy_until, self.now) + seconds
+        life = host.life
 
-            self.at(host.busy_until - self.now, perform)
+        def perform() -> None:
+            if host.life == life and host.peer is not None:
+                finished = host.peer.perform(work)
+                bench = host.peer.bench
+                if isinstance(bench, ToyBench) and bench.round > host.snapshot[0]:
+                    host.snapshot = (bench.round, bench.state)
+                self._event(host, finished)
+
+        self.at(host.busy_until - self.now, perform)
+
+    def _inspect(self, host: Host, work: Inspect) -> None:
+        wanted = work.exhibit
+        fetch = FetchBlob(wanted.round, wanted.author, wanted.blob_hash, wanted.size, work.sources)
+
+        def look(held: bool) -> None:
+            if held:
+                self._perform(host, work)
+            else:
+                self._event(host, WorkFinished(work, None))
+
+        if wanted.blob_hash in host.blobs.held:
+            look(True)
+        else:
+            self._fetch(host, fetch, self.now + FETCH_SECONDS_MAX, look)
 
     def _dial(self, host: Host, work: Dial) -> None:
         other = self.by_id[work.peer]
@@ -315,21 +336,29 @@ class World:
             self._link(host, other)
         self._soon(host, WorkFinished(work, reached), 0.05)
 
-    def _fetch(self, host: Host, work: FetchBlob | FetchState, deadline: float) -> None:
+    def _fetch(
+        self,
+        host: Host,
+        work: FetchBlob | FetchState,
+        deadline: float,
+        then: Callable[[bool], None] | None = None,
+    ) -> None:
         life = host.life
+        done = then or (lambda fetched: self._event(host, WorkFinished(work, fetched)))
 
         def attempt() -> None:
             if host.life != life or host.peer is None:
                 return
             for peer in work.sources:
-                source = self.by_id[peer]
-                pair = (source.index, host.index)
-                usable = source.peer is not None and source.index in host.links
-                if usable and pair not in self.network.blocked and self._copy(host, source, work):
-                    self._event(host, WorkFinished(work, True))
+                source = self.by_id.get(peer)
+                if source is None or source.peer is None or source.index not in host.links:
+                    continue
+                blocked = (source.index, host.index) in self.network.blocked
+                if not blocked and self._copy(host, source, work):
+                    done(True)
                     return
             if self.now >= deadline:
-                self._event(host, WorkFinished(work, False))
+                done(False)
             else:
                 self.at(FETCH_RETRY_SECONDS, attempt)
 
@@ -389,8 +418,8 @@ class World:
             if self.decided.setdefault(number, digest) != digest:
                 raise Violation(f"seed {self.seed}: two headers decided for round {number}")
             for operation in header.operations:
-                culprit = getattr(getattr(operation, "evidence", None), "first", None)
-                if culprit is not None and self.by_id[culprit.sender].attack is None:
+                evicted = subject_of(operation) if isinstance(operation, Eviction) else None
+                if evicted is not None and self.by_id[evicted].attack is None:
                     raise Violation(f"seed {self.seed}: an honest peer was evicted")
         bench = host.peer.bench
         if isinstance(bench, ToyBench):

@@ -15,8 +15,8 @@ from peerformer.protocol.membership import (
 from peerformer.protocol.messages import (
     NO_HASH,
     Admission,
+    Contradiction,
     Eviction,
-    Evidence,
     Header,
     Join,
     Prepare,
@@ -66,7 +66,7 @@ def admission(
 
 def eviction(culprit: KeyPair) -> Eviction:
     one, two = (sign(culprit, CHAIN, Prepare(1, 0, bytes((i,)) * 32)) for i in (1, 2))
-    return Eviction(Evidence(one, two))
+    return Eviction(Contradiction(one, two))
 
 
 def away(number: int, *absent: KeyPair, members: Members = MEMBERS, **changes: object) -> Header:

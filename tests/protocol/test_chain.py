@@ -16,9 +16,9 @@ from peerformer.protocol.messages import (
     Admission,
     Certified,
     Commit,
+    Contradiction,
     Departure,
     Eviction,
-    Evidence,
     Header,
     Join,
     Leave,
@@ -97,7 +97,7 @@ def admission(chain: Chain, who: bytes = NEWCOMER, by: bytes = PEERS[0]) -> Admi
 
 def eviction(chain: Chain, who: bytes) -> Eviction:
     one, two = (sign(KEYS[who], chain.chain_id, Prepare(1, 0, bytes((i,)) * 32)) for i in (1, 2))
-    return Eviction(Evidence(one, two))
+    return Eviction(Contradiction(one, two))
 
 
 def append_with(chain: Chain, *operations: Operation) -> str | None:

@@ -107,6 +107,7 @@ def body_by(
     machine = Machine(GENESIS, SEEDS[PEERS[builder]], now=NOW)
     for index in attesting:
         machine.collection.attestations[PEERS[index]] = sign(KEYS[index], CHAIN, Attestation(1, ()))
+    machine.collection.attestations.update(changes.get("attested", {}))
     machine.requests.operations.update(changes.get("operations", {}))
     body = machine.ballot.headers.draft(leads=True)
     assert body is not None

@@ -18,10 +18,13 @@ from peerformer.protocol.membership import (
 from peerformer.protocol.messages import (
     MEMBERS_MAX,
     Admission,
+    Attestation,
+    Contradiction,
     Departure,
     Envelope,
     Eviction,
-    Evidence,
+    FalseHolding,
+    Judgement,
     Leave,
     Rejoin,
     Return,
@@ -133,7 +136,7 @@ def test_evidence_evicts_bans_and_keeps_out() -> None:
     liar = eviction(culprit)
     assert fault(liar) is None
     one = liar.evidence.first
-    assert fault(Eviction(Evidence(one, one))) is not None
+    assert fault(Eviction(Contradiction(one, one))) is not None
     after = following(MEMBERS, header(1, operations=(liar,)))
     assert after.get(culprit.peer_id) is None and after.banned == (culprit.peer_id,)
     again = admission(number=2, who=culprit)
@@ -142,7 +145,20 @@ def test_evidence_evicts_bans_and_keeps_out() -> None:
 
 def test_a_signed_statement_that_does_not_decode_convicts_and_moves_nobody() -> None:
     broken = Envelope(KEYS[1].peer_id, 3, b"short", bytes(64))
-    assert fault(Eviction(Evidence(broken, broken))) == "evidence convicts no member"
+    assert fault(Eviction(Contradiction(broken, broken))) == "evidence convicts no member"
+
+
+def test_a_false_holding_evicts_while_its_contribution_is_served() -> None:
+    def found(size: int = 40, number: int = 5, now: int = 5) -> str | None:
+        judgement = Judgement(KEYS[1].peer_id, bytes(32), size, True, None)
+        attestation = sign(KEYS[3], CHAIN, Attestation(number, (judgement,)))
+        evidence = FalseHolding(attestation, KEYS[1].peer_id, bytes(32), size)
+        return operation_fault(Eviction(evidence), MEMBERS, GENESIS, CHAIN, now)
+
+    assert found() is None and found(now=12) is None
+    assert found(now=13) and found(number=6)  # older than eight rounds, or yet to come
+    assert found(size=GENESIS.blob_size_max) is None
+    assert found(size=0) and found(size=GENESIS.blob_size_max + 1)
 
 
 def test_a_suspended_voter_returns_on_its_word_for_this_suspension_only() -> None:

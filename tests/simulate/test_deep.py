@@ -16,7 +16,7 @@ from peerformer.simulate.world import World
 
 FIRST, LAST = (int(text) for text in os.environ.get("PEERFORMER_SEEDS", "0:300").split(":"))
 TROUBLE_SECONDS, PATIENCE_SECONDS = 100.0, 400.0
-ATTACKS = ("equivocate", "silent", "poison", "garbage")
+ATTACKS = ("equivocate", "silent", "poison", "garbage", "false-ok")
 
 
 def troubled_world(seed: int) -> tuple[World, list[int], dict[str, int]]:

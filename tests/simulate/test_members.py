@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
+from peerformer.protocol.conduct import culprit_of, exhibit_of, is_exhibit
 from peerformer.protocol.effects import Command
+from peerformer.protocol.identity import name_of
 from peerformer.protocol.membership import GUEST, SUSPENDED, VOTER, Members, peers_of
+from peerformer.protocol.messages import Eviction, FalseHolding
 from peerformer.simulate.world import LIMITS, World
 
 
@@ -158,3 +161,40 @@ def test_whoever_vouched_for_a_liar_gets_a_strike_when_it_is_evicted() -> None:
         peer.hex() for peer in vouched_by
     }
     assert run_to(world, world.tip(0) + 2, hosts=[0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whoever_attests_garbage_is_evicted_on_its_attestation_and_the_honest_are_not(
+    seed: int,
+) -> None:
+    print("seed", seed)
+    world = World(390 + seed, 7, attacks={5: "garbage", 6: "false-ok"})
+    world.network.loss = (0.0, 0.1)[seed % 2]
+    world.start()
+    liars = {world.hosts[index].keys.peer_id for index in (5, 6)}
+    honest = list(range(5))
+
+    def gone() -> bool:
+        return all(set(members(world, index).banned) == liars for index in honest)
+
+    assert world.run(seconds=300, until=gone)  # the world raises if an honest host is evicted
+    peer = world.hosts[0].peer
+    assert peer is not None
+    chain_id, author = world.genesis.chain_id, world.hosts[5].keys.peer_id
+    evidence = [
+        operation.evidence
+        for item in peer.machine.chain.items
+        for operation in item.header.operations
+        if isinstance(operation, Eviction)
+    ]
+    assert {culprit_of(each, chain_id) for each in evidence} == liars
+    for each in evidence:
+        assert isinstance(each, FalseHolding) and each.author == author
+        exhibit = exhibit_of(each)
+        blob = world.hosts[0].blobs.held[each.blob_hash]
+        assert is_exhibit(blob, exhibit, chain_id) and peer.bench.check(blob, None).malformed
+    told = [event for event in events_of(world, 0, "PeerEvicted") if event.name == name_of(author)]
+    assert "does not decode" in told[0].evidence
+    blamed = {event.peer for index in honest for event in events_of(world, index, "Misbehaved")}
+    assert not blamed & {host.keys.peer_id.hex() for host in world.honest()}
+    assert run_to(world, world.tip(0) + 2, hosts=honest)

@@ -12,6 +12,7 @@ from peerformer import events
 from peerformer.errors import ConfigError, PeerformerError
 from peerformer.events import read_journal
 from peerformer.node.directory import SwarmDirectory, find_swarm
+from peerformer.node.evidence import evidence_file
 
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _HASH_SHOWN = 12
@@ -33,7 +34,8 @@ def log(
 ) -> None:
     """Tell what happened in a run or a swarm."""
     after = datetime.now(UTC) - _duration(since) if since else None
-    for event in read_journal(_journal(run, peer)):
+    journal = _journal(run, peer)
+    for event in read_journal(journal):
         fields = msgspec.to_builtins(event)
         if about is not None and about not in (fields.get("name"), fields.get("leader")):
             continue
@@ -43,6 +45,9 @@ def log(
             continue
         if after is not None and datetime.fromisoformat(event.time) < after:
             continue
+        convicting = _evidence_of(journal, event) if evidence else None
+        if convicting is not None:
+            fields["file"] = str(convicting)
         print(json.dumps(fields) if json_output else _line(event, fields))
 
 
@@ -54,6 +59,14 @@ _CONDUCT = (
     events.PeerStruck,
     events.ForkSeen,
 )
+
+
+def _evidence_of(journal: Path, event: events.Event) -> Path | None:
+    """The file that convicts whom an event is about, where there is one."""
+    if not isinstance(event, events.PeerEvicted):
+        return None
+    path = evidence_file(journal.parent, event)
+    return path if path.is_file() else None
 
 
 def _journal(run: str | None, peer: str | None) -> Path:
