@@ -186,6 +186,13 @@ def conflicts(config: Config) -> Iterator[Conflict]:
             f" swarm.contributions_max ({swarm.contributions_max})",
             f"--set swarm.contributions_min={swarm.contributions_max}",
         )
+    if swarm.vouchers > swarm.peers and swarm.admission == "open":
+        yield Conflict(
+            ("swarm.vouchers", "swarm.peers"),
+            f"swarm.vouchers ({swarm.vouchers}) is more than swarm.peers ({swarm.peers}), so that"
+            " nobody could ever join",
+            f"--set swarm.vouchers={swarm.peers}",
+        )
 
 
 def _read_text(setting: Setting, text: str) -> Any:

@@ -64,7 +64,8 @@ class TensorBench:
 
     def check(self, blob: bytes, score_seed: bytes | None) -> Checked:
         """Decode and score a contribution."""
-        return Checked(*self.replica.check(blob, score_seed))
+        fault, score = self.replica.check(blob, score_seed)
+        return Checked(fault, score, malformed=fault is not None)
 
     def apply(
         self, round_number: int, blobs: list[tuple[bytes, bytes]], seed: bytes

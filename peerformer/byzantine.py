@@ -15,6 +15,8 @@ from peerformer.protocol.certificates import assemble_timeouts
 from peerformer.protocol.codec import MalformedError
 from peerformer.protocol.collection import attestations_hash
 from peerformer.protocol.effects import (
+    Check,
+    Checked,
     Effect,
     Event,
     Received,
@@ -30,10 +32,10 @@ from peerformer.protocol.messages import (
     Attestation,
     Certified,
     Commit,
+    Contradiction,
     Contribution,
     Envelope,
     Eviction,
-    Evidence,
     HeaderBody,
     Headers,
     Packet,
@@ -73,12 +75,14 @@ ATTACKS = {
     "half-serve": "serves what it committed to to some only",
     "bad-state": "serves a false state to whoever catches up",
     "lying-scorer": "says that every contribution but its own does harm",
+    "false-ok": "attests that contributions decode which do not",
     "false-evidence": "accuses others with statements they never signed",
     "stale": "repeats old messages of anybody",
 }
 OLD_FRAMES_KEPT = 64
 LATE_SECONDS = 4.0
 FAR_VIEW = 1 << 31
+PRAISE_MICRONATS = 1_000_000
 
 
 @dataclass(slots=True)
@@ -125,8 +129,16 @@ class Byzantine:
         return self.machine.collection.number >= self.from_round
 
     def perform(self, work: Work, should_stop: Callable[[], bool] = lambda: False) -> WorkFinished:
-        """Work honestly."""
-        return self.peer.perform(work, should_stop)
+        """Work honestly; a false holder says the best of what does not decode."""
+        finished = self.peer.perform(work, should_stop)
+        result = finished.result
+        if "false-ok" not in self.attacks or not self.lies or not isinstance(result, Checked):
+            return finished
+        if not result.malformed:
+            return finished
+        self.plot.acts += 1
+        scored = isinstance(work, Check) and work.score_seed is not None
+        return replace(finished, result=Checked(None, PRAISE_MICRONATS if scored else None))
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Advance honestly, then twist what is sent."""
@@ -307,7 +319,7 @@ class Byzantine:
         if reveal is None:
             return None
         header = replace(header, reveal=reveal, beacon=chain.next_beacon(reveal))
-        header = replace(header, next_members_hash=next_members(chain.members, header).hash)
+        header = replace(header, next_members_hash=next_members(chain.members, header, limits).hash)
         return HeaderBody(header, attestations)
 
     def _other_attestations(
@@ -425,7 +437,7 @@ class Byzantine:
             if voter not in self.plot.keys and vote is not None:
                 statement = Attestation(machine.collection.number, ())
                 forged = replace(self._sign(statement), sender=voter)
-                return Requested(Eviction(Evidence(vote, forged)))
+                return Requested(Eviction(Contradiction(vote, forged)))
         return None
 
     def far_timeout(self) -> Packet:

@@ -110,6 +110,16 @@ class SwarmConfig:
     admission: str = setting(
         "open", "who may join: anyone a voter meets, or nobody", choices=("open", "closed")
     )
+    vouchers: int = setting(1, "k_v: voters that must vouch for a newcomer", least=1, most=8)
+    joins_per_epoch: int = setting(
+        100, "most admissions in 100 rounds; 0: a tenth of the members", least=0, most=65_535
+    )
+    joins_per_voucher: int = setting(
+        2, "most admissions in 100 rounds on one voter's vouchers; 0: any", least=0, most=65_535
+    )
+    idle_rounds_max: int = setting(
+        30, "a voter away for so many rounds in a row is suspended; 0: never", least=0, most=65_535
+    )
     train_seconds_max: float = setting(600.0, "longest local training of a round", least=1.0)
 
 

@@ -152,11 +152,12 @@ class PeerEvicted(_Record, frozen=True):
 
 
 class PeerJoined(_Record, frozen=True):
-    """A peer became a member."""
+    """A peer became a member, or a guest a voter."""
 
     round: int
     peer: str
     name: str
+    role: str = "voter"
 
 
 class PeerLeft(_Record, frozen=True):
@@ -165,6 +166,32 @@ class PeerLeft(_Record, frozen=True):
     round: int
     peer: str
     name: str
+
+
+class PeerSuspended(_Record, frozen=True):
+    """A voter was away for `idle_rounds` rounds: it stays a member, the vote goes on without it."""
+
+    round: int
+    peer: str
+    name: str
+    idle_rounds: int
+
+
+class PeerReturned(_Record, frozen=True):
+    """A suspended voter is back and votes again."""
+
+    round: int
+    peer: str
+    name: str
+
+
+class PeerStruck(_Record, frozen=True):
+    """A member vouched for a peer that was evicted: it lost reputation, and may not vouch now."""
+
+    round: int
+    peer: str
+    name: str
+    reason: str
 
 
 class PeerConnected(_Record, frozen=True):
@@ -262,6 +289,9 @@ Event = (
     | PeerEvicted
     | PeerJoined
     | PeerLeft
+    | PeerSuspended
+    | PeerReturned
+    | PeerStruck
     | PeerConnected
     | PeerDisconnected
     | SyncStarted

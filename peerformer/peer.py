@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from peerformer.protocol.conduct import is_exhibit
 from peerformer.protocol.effects import (
     Adopt,
     Applied,
@@ -18,6 +19,7 @@ from peerformer.protocol.effects import (
     Checked,
     Effect,
     Event,
+    Inspect,
     Result,
     Reveal,
     Train,
@@ -117,6 +119,11 @@ class Peer:
                 if blob is None or len(blob) != size:
                     return Checked("it is gone", None)
                 return self.bench.check(blob, score_seed)
+            case Inspect(exhibit):
+                blob = self.blobs.get(exhibit.blob_hash)
+                if blob is None or not is_exhibit(blob, exhibit, self.machine.chain.chain_id):
+                    return None
+                return self.bench.check(blob, None)
             case Apply(number, contributions, seed):
                 blobs = [(entry.peer, self.blobs.get(entry.blob_hash)) for entry in contributions]
                 held = [(peer, blob) for peer, blob in blobs if blob is not None]

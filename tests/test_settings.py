@@ -155,6 +155,7 @@ def test_text_that_does_not_fit_is_refused_with_its_source(name, text):
         {"training.sequence_length": 512},
         {"model.vocab_size": 300},
         {"swarm.contributions_min": 9, "swarm.contributions_max": 8},
+        {"swarm.vouchers": 3, "swarm.peers": 2},
         {"training.steps": 5, "training.warmup_steps": 6},
     ],
 )

@@ -21,6 +21,9 @@ SHOWN = (
     events.ContributionRefused,
     events.PeerJoined,
     events.PeerLeft,
+    events.PeerSuspended,
+    events.PeerReturned,
+    events.PeerStruck,
     events.PeerEvicted,
     events.PeerQuarantined,
     events.PeerConnected,
@@ -184,9 +187,15 @@ def _words(event: events.Event) -> str:
         case events.PeerQuarantined():
             return f"{event.name} is quarantined to round {event.until_round}"
         case events.PeerJoined():
-            return f"{event.name} has joined"
+            return f"{event.name} has joined as a {event.role}"
         case events.PeerLeft():
             return f"{event.name} has left"
+        case events.PeerSuspended():
+            return f"{event.name} is suspended: away for {event.idle_rounds} rounds"
+        case events.PeerReturned():
+            return f"{event.name} is back and votes again"
+        case events.PeerStruck():
+            return f"{event.name} gets a strike: {event.reason}"
         case events.PeerConnected():
             return f"{event.name} is connected"
         case events.PeerDisconnected():

@@ -36,8 +36,9 @@ from peerformer.protocol.effects import Report
 from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.identity import KeyPair
 from peerformer.protocol.machine import HEADER_PREFIX, Machine
-from peerformer.protocol.merkle import state_root
-from peerformer.protocol.messages import Certified, chunk_key
+from peerformer.protocol.membership import GUEST, VOTER
+from peerformer.protocol.merkle import chunk_key, state_root
+from peerformer.protocol.messages import Certified
 from peerformer.train.agreed import AgreedReplica, initial_state
 from peerformer.train.evaluate import evaluate
 from peerformer.train.recipe import recipe_config
@@ -56,6 +57,7 @@ class PeerOptions:
     host: str = "127.0.0.1"
     port: int = 0
     threads: int = 0
+    guest: bool = False  # contributes without a vote
     data: DataConfig | None = None  # this peer's own text; none: the swarm directory's
     attack: str | None = None
     attack_from_round: int = 0
@@ -144,7 +146,7 @@ async def assemble(
         options.host, options.port, lambda connection: nodes[0].on_connection(connection)
     )
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    machine = _machine(genesis, seed, address, records, state_round, directory)
+    machine = _machine(genesis, seed, address, records, state_round, directory, options)
     honest = Peer(machine, bench, blobs)
     attack = options.attack
     peer = corrupt(honest, attack, from_round=options.attack_from_round) if attack else honest
@@ -180,6 +182,7 @@ def _machine(
     records: dict[str, bytes],
     state_round: int,
     directory: PeerDirectory,
+    options: PeerOptions,
 ) -> Machine:
     try:
         return Machine(
@@ -188,6 +191,7 @@ def _machine(
             addresses=(address,),
             records=records,
             state_round=state_round,
+            role=GUEST if options.guest else VOTER,
             now=wall_clock().timestamp(),
         )
     except MalformedError as error:

@@ -14,8 +14,13 @@ from peerformer.node.transport import FetchError, Transport
 from peerformer.protocol.codec import MalformedError
 from peerformer.protocol.effects import FetchBlob, FetchState
 from peerformer.protocol.identity import blob_hash
-from peerformer.protocol.merkle import check_leaf, leaf_count, leaf_span, proof_size_bytes
-from peerformer.protocol.messages import chunk_key
+from peerformer.protocol.merkle import (
+    check_leaf,
+    chunk_key,
+    leaf_count,
+    leaf_span,
+    proof_size_bytes,
+)
 
 BLOB_SECONDS_MAX = 30.0
 STATE_SECONDS_MAX = 120.0

@@ -93,7 +93,10 @@ def limits_of(config: Config) -> Limits:
         contributions_max=swarm.contributions_max,
         harm_micronats=swarm.harm_micronats,
         admission=ADMISSION_OPEN if swarm.admission == "open" else ADMISSION_CLOSED,
-        joins_per_epoch=100,  # a swarm that is open to everybody has no quota to defend
+        vouchers=swarm.vouchers,
+        joins_per_epoch=swarm.joins_per_epoch,
+        joins_per_voucher=swarm.joins_per_voucher,
+        idle_rounds_max=swarm.idle_rounds_max,
         train_milliseconds_max=int(swarm.train_seconds_max * 1_000),
     )
 

@@ -19,6 +19,7 @@ from peerformer.node.journal import DurableStore
 from peerformer.node.transport import Connection, ConnectionClosed, DialError, Transport
 from peerformer.node.worker import Worker
 from peerformer.peer import Participant
+from peerformer.protocol.conduct import ROUNDS_SERVED
 from peerformer.protocol.effects import (
     Connected,
     Dial,
@@ -28,6 +29,7 @@ from peerformer.protocol.effects import (
     Event,
     FetchBlob,
     FetchState,
+    Inspect,
     Persist,
     Received,
     Report,
@@ -41,8 +43,6 @@ from peerformer.protocol.effects import (
 )
 from peerformer.protocol.identity import name_of
 from peerformer.protocol.messages import pack
-
-ROUNDS_SERVED = 8  # W_serve: contributions are held and served for so many rounds
 
 
 class Node:
@@ -175,6 +175,9 @@ class Node:
             case FetchBlob():
                 self._blob_rounds.setdefault(work.round, set()).add(work.blob_hash)
                 self.spawn(self._fetch_blob(work))
+            case Inspect():
+                self._blob_rounds.setdefault(work.exhibit.round, set()).add(work.exhibit.blob_hash)
+                self.spawn(self._inspect(work))
             case FetchState():
                 self.spawn(self._fetch_state(work))
             case Dial():
@@ -203,6 +206,14 @@ class Node:
 
     async def _fetch_blob(self, work: FetchBlob) -> None:
         self.post(WorkFinished(work, await self.fetcher.blob(work)))
+
+    async def _inspect(self, work: Inspect) -> None:
+        wanted = work.exhibit
+        fetch = FetchBlob(wanted.round, wanted.author, wanted.blob_hash, wanted.size, work.sources)
+        if await self.fetcher.blob(fetch):
+            self.worker.submit(work)
+        else:
+            self.post(WorkFinished(work, None))
 
     async def _fetch_state(self, work: FetchState) -> None:
         data = await self.fetcher.state(work)

@@ -21,11 +21,11 @@ from peerformer.errors import EvictedError, PeerformerError
 from peerformer.node.assemble import Assembled, PeerOptions, assemble
 from peerformer.node.checkpoint import save_agreed
 from peerformer.node.directory import PeerDirectory, SwarmDirectory
+from peerformer.node.evidence import save_evidence
 from peerformer.node.status import Tally, status_of, write_status
 from peerformer.node.transport import DialError
 from peerformer.node.worker import leave_operators_to_the_bench
 from peerformer.peer import Peer
-from peerformer.protocol.codec import encode
 from peerformer.protocol.effects import Command, Report
 from peerformer.protocol.identity import name_of
 
@@ -89,8 +89,9 @@ class Running:
     def _on_report(self, report: Report) -> None:
         event, machine = report.event, self.node.peer.machine
         if report.evidence is not None:
-            name = f"{type(event).__name__.lower()}-{getattr(event, 'name', 'peer')}.bin"
-            (self.directory.path / "evidence" / name).write_bytes(encode(report.evidence))
+            blob_hash = getattr(report.evidence, "blob_hash", None)
+            blob = self.node.blobs.get(blob_hash) if blob_hash else None
+            save_evidence(self.directory.path, event, report.evidence, blob)
         self.on_event(event)
         mine = getattr(event, "peer", None) == machine.me.hex()
         if mine and isinstance(event, events.PeerEvicted):

@@ -10,7 +10,7 @@ from typing import Any
 from peerformer.peer import Peer
 from peerformer.protocol.identity import name_of
 from peerformer.protocol.machine import Machine
-from peerformer.protocol.membership import VOTER, quorum, tolerated_faults
+from peerformer.protocol.membership import ROLE_WORDS, SUSPENDED, quorum, tolerated_faults
 
 
 @dataclass(slots=True)
@@ -44,10 +44,12 @@ def phase_of(machine: Machine) -> str:
         return "fetching state"
     if me is None:
         return "joining"
+    if me.role == SUSPENDED:
+        return "suspended"
     if machine.paused:
         return "paused"
-    present = len(machine.neighbourhood.greeted & set(machine.chain.members.voters)) + 1
-    if present < quorum(len(machine.chain.members.voters)):
+    voters = set(machine.chain.members.voters)
+    if len(voters & {machine.me, *machine.neighbourhood.greeted}) < quorum(len(voters)):
         return "waiting for a quorum"
     if me.quarantined_until > current.number:
         return f"quarantined to round {me.quarantined_until - 1}"
@@ -55,7 +57,9 @@ def phase_of(machine: Machine) -> str:
         return "training"
     if not current.revealed:
         return "waiting for others"
-    return "checking" if not current.attested else "voting"
+    if not current.attested:
+        return "checking"
+    return "voting" if machine.me in voters else "waiting for the vote"
 
 
 def status_of(peer: Peer, tally: Tally, extra: dict[str, Any]) -> dict[str, Any]:
@@ -67,12 +71,13 @@ def status_of(peer: Peer, tally: Tally, extra: dict[str, Any]) -> dict[str, Any]
         {
             "name": name_of(member.peer),
             "peer_id": member.peer.hex(),
-            "role": "voter" if member.role == VOTER else "guest",
+            "role": ROLE_WORDS[member.role],
             "connected": member.peer == machine.me or member.peer in machine.neighbourhood.greeted,
             "contributed": tally.contributed[member.peer],
             "accepted": tally.accepted[member.peer],
             "reputation": member.reputation,
             "quarantined_until": member.quarantined_until,
+            "strikes": member.strikes,
         }
         for member in machine.chain.members.members
     ]

@@ -36,7 +36,7 @@ from peerformer.protocol.light_client import (
     read_document,
 )
 from peerformer.protocol.membership import quorum
-from peerformer.protocol.messages import PACKET_SIZE_MAX, digest_of
+from peerformer.protocol.messages import PACKET_SIZE_MAX
 
 DOCUMENT_BYTES_MAX = 4 * PACKET_SIZE_MAX  # hexadecimal is twice as long, and JSON has its frame
 CHAIN_CHECKS = ("headers", "certificates", "members", "operations", "beacons", "reveals")
@@ -155,7 +155,7 @@ def verify_file(path: Path, genesis: Genesis) -> Verdict:
     if isinstance(document, RoundCertificate):
         header = document.header
         signers, voters = len(document.certificate.signatures), len(document.members.voters)
-        verdict.rounds, verdict.head = header.round, digest_of(header)
+        verdict.rounds, verdict.head = header.round, header.digest
         verdict.state_root, verdict.members = header.state_root, len(document.members.members)
         verdict.fault = certificate_file_fault(document, genesis)
         verdict.says = (

@@ -42,7 +42,6 @@ from peerformer.protocol.messages import (
     TimedOut,
     Timeout,
     TimeoutCertificate,
-    digest_of,
 )
 from peerformer.protocol.outbox import Outbox
 from peerformer.protocol.timing import DELTA_SECONDS, Timing
@@ -149,6 +148,8 @@ class Ballot:
         if len(attested) < quorum(len(self.consensus.voters)):
             return
         before = self.outbox.has_signed("proposal", self.number, view)
+        if before is None and view == 0 and not self.hurried:
+            return  # attestations of some that live are still on their way
         body = self._proposed_before(before) if before else self.headers.draft(leads=leads)
         if body is not None and leads:
             self._propose(view, body)
@@ -159,7 +160,7 @@ class Ballot:
         return self.headers.bodies.get(statement.digest)
 
     def _propose(self, view: int, body: HeaderBody) -> None:
-        digest = digest_of(body.header)
+        digest = body.header.digest
         record = (body_key(self.number, digest), encode(body))
         envelope = self.outbox.sign_once(Proposal(self.number, view, digest), (record,))
         packet = Proposed(envelope, body.header, body.attestations, self.consensus.entry)
@@ -173,7 +174,7 @@ class Ballot:
         """Take a header in that a quorum certified and I lack; returns its fault, or None."""
         entry = self.consensus.entry
         certified = (self.consensus.decided, self.consensus.high, entry.high if entry else None)
-        digest = digest_of(body.header)
+        digest = body.header.digest
         if all(certificate is None or certificate.digest != digest for certificate in certified):
             return None  # nobody needs it: unasked headers must not fill the room of others
         fault = self.headers.add(body)
@@ -194,7 +195,7 @@ class Ballot:
         assert isinstance(statement, Proposal)
         if packet.envelope.sender != self.leader(statement.view):
             return "proposal out of turn"
-        if digest_of(packet.header) != statement.digest:
+        if packet.header.digest != statement.digest:
             return "proposal of another header"
         fault = justification_fault(statement.view, statement.digest, packet.justify)
         fresh = packet.justify is None or packet.justify.high is None
@@ -388,5 +389,5 @@ class Ballot:
         for key, data in records.items():
             if key.startswith(prefix):
                 body = decode(HeaderBody, data)
-                self.headers.voted.add(digest_of(body.header))
+                self.headers.voted.add(body.header.digest)
                 self.headers.add(body)

@@ -21,8 +21,6 @@ from peerformer.protocol.messages import (
     Timeout,
     TimeoutCertificate,
     TimeoutVote,
-    digest_of,
-    envelope_of_vote,
     signed_bytes,
 )
 
@@ -54,8 +52,9 @@ def votes_in(certificate: QuorumCertificate, voters: Voters) -> list[Envelope]:
     """Return the certificate's votes as envelopes: they may contradict others."""
     signers = peers_of(voters, certificate.signers) or ()
     vote = vote_of(certificate)
+    kind, body = STATEMENTS.index(type(vote)), encode(vote)
     pairs = zip(signers, certificate.signatures, strict=False)
-    return [envelope_of_vote(signer, vote, signature) for signer, signature in pairs]
+    return [Envelope(signer, kind, body, signature) for signer, signature in pairs]
 
 
 def certificate_fault(
@@ -151,6 +150,6 @@ def decided_fault(item: Certified, voters: Voters, chain_id: bytes) -> str | Non
     certificate = item.certificate
     if not certificate.commits or certificate.round != item.header.round:
         return "not a commit certificate of this round"
-    if certificate.digest != digest_of(item.header):
+    if certificate.digest != item.header.digest:
         return "certificate of another header"
     return certificate_fault(certificate, voters, chain_id)

@@ -6,29 +6,30 @@ parents, and its certificate against the voters of its round. Votes, views and t
 concern.
 """
 
+from collections import Counter
+
 from peerformer.protocol.certificates import decided_fault
 from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.identity import hash_of, reveals
 from peerformer.protocol.membership import (
+    EPOCH_ROUNDS,
+    VOTER,
     Members,
     founders,
     next_members,
-    operation_fault,
     peers_of,
     quorum,
-    subject_of,
 )
 from peerformer.protocol.messages import (
     NO_HASH,
+    OPERATIONS_MAX,
     PROTOCOL_VERSION,
     Admission,
     Certified,
-    Departure,
     Header,
-    Join,
     Operation,
-    digest_of,
 )
+from peerformer.protocol.operations import operations_fault
 
 MEMBERS_KEPT = 64  # member sets of recent rounds, to check a late certificate against
 
@@ -46,8 +47,7 @@ class Chain:
         self.head = self.chain_id  # digest of the newest header
         self.beacon = hash_of("beacon", self.chain_id)
         self.state_root = genesis.state_root
-        self.joins: list[int] = []  # rounds of recent admissions
-        self.departures: dict[bytes, int] = {}  # who left lately, and in which round
+        self.admitted: list[tuple[int, tuple[bytes, ...]]] = []  # lately: round, and who vouched
 
     @property
     def tip(self) -> int:
@@ -83,26 +83,41 @@ class Chain:
 
     def operations_fault(self, operations: tuple[Operation, ...]) -> str | None:
         """Return why these operations may not stand in the next header, or None."""
-        return lone_operations_fault(
+        fault = operations_fault(
             operations, self.members, self.genesis, self.chain_id, self.tip + 1
-        ) or self._history_fault(operations)
+        )
+        return fault or self._history_fault(operations)
 
     def _history_fault(self, operations: tuple[Operation, ...]) -> str | None:
         """Return what earlier rounds have against these operations, or None."""
-        if sum(isinstance(operation, Admission) for operation in operations) > self.joins_left():
+        admissions = [operation for operation in operations if isinstance(operation, Admission)]
+        if len(admissions) > self.joins_left():
             return "too many admissions"
-        for operation in operations:
-            if isinstance(operation, Admission) and isinstance(operation.join.statement, Join):
-                left = self.departures.get(operation.join.sender, 0)
-                if operation.join.statement.round <= left:
-                    return "a request to join from before its sender left"
+        asked = Counter(voucher for operation in admissions for voucher in _vouching(operation))
+        if any(count > self.vouchers_left(voucher) for voucher, count in asked.items()):
+            return "too many admissions on one voter's vouchers"
         return None
 
     def joins_left(self) -> int:
         """Return how many admissions the quota of 100 rounds still allows."""
         quota = self.genesis.limits.joins_per_epoch or max(1, len(self.members.members) // 10)
-        recent = sum(number > self.tip + 1 - 100 for number in self.joins)
-        return max(0, quota - recent)
+        return max(0, quota - len(self._lately()))
+
+    def vouchers_left(self, voter: bytes) -> int:
+        """Return how many admissions of the next header may rest on a voter's vouchers."""
+        quota = self.genesis.limits.joins_per_voucher
+        used = sum(voter in vouching for _, vouching in self._lately())
+        return max(0, quota - used) if quota else OPERATIONS_MAX
+
+    def _lately(self) -> list[tuple[int, tuple[bytes, ...]]]:
+        return [entry for entry in self.admitted if entry[0] > self.tip + 1 - EPOCH_ROUNDS]
+
+    def may_vouch(self, peer: bytes) -> bool:
+        """Tell whether a voucher of this peer counts in the next header."""
+        member = self.members.get(peer)
+        if member is None or member.role != VOTER or member.barred_until > self.tip + 1:
+            return False
+        return self.vouchers_left(peer) > 0
 
     def append(self, item: Certified) -> str | None:
         """Take the next decided round in; return why not, or None when it was."""
@@ -114,14 +129,12 @@ class Chain:
         header = item.header
         self.past_members[header.round] = self.members
         self.past_members.pop(header.round - MEMBERS_KEPT, None)
-        admitted = sum(isinstance(operation, Admission) for operation in header.operations)
-        self.joins = [n for n in self.joins if n > header.round - 100] + [header.round] * admitted
-        for operation in header.operations:
-            if isinstance(operation, Departure):
-                self.departures[operation.leave.sender] = header.round
-        self.members = next_members(self.members, header)
+        admissions = [entry for entry in header.operations if isinstance(entry, Admission)]
+        admitted = [(header.round, _vouching(admission)) for admission in admissions]
+        self.admitted = self._lately() + admitted
+        self.members = next_members(self.members, header, self.genesis.limits)
         self.beacon = header.beacon
-        self.head = digest_of(header)
+        self.head = header.digest
         self.state_root = header.state_root
         self.items.append(item)
         return None
@@ -130,7 +143,7 @@ class Chain:
         """Tell whether this is a valid certificate for another header of a decided round."""
         mine = self.item(item.header.round)
         voters = self.past_members.get(item.header.round)
-        if mine is None or voters is None or digest_of(mine.header) == digest_of(item.header):
+        if mine is None or voters is None or mine.header.digest == item.header.digest:
             return False
         return decided_fault(item, voters.voters, self.chain_id) is None
 
@@ -170,30 +183,16 @@ def lone_header_fault(
             return f"wrong {what}"
     if not reveals(builder.chain_anchor, header.reveal):
         return "wrong reveal"
-    fault = lone_operations_fault(header.operations, members, genesis, chain_id, header.round)
+    fault = operations_fault(header.operations, members, genesis, chain_id, header.round)
     if fault:
         return fault
-    if header.next_members_hash != next_members(members, header).hash:
+    if header.next_members_hash != next_members(members, header, genesis.limits).hash:
         return "wrong next members"
     return None
 
 
-def lone_operations_fault(
-    operations: tuple[Operation, ...],
-    members: Members,
-    genesis: Genesis,
-    chain_id: bytes,
-    round_number: int,
-) -> str | None:
-    """Return why these operations may stand in no header of this round, or None."""
-    subjects = [subject_of(operation) for operation in operations]
-    if subjects != sorted(set(subjects)):
-        return "operations repeated or unsorted"
-    for operation in operations:
-        fault = operation_fault(operation, members, genesis, chain_id, round_number)
-        if fault:
-            return fault
-    return None
+def _vouching(admission: Admission) -> tuple[bytes, ...]:
+    return tuple(voucher.sender for voucher in admission.vouchers)
 
 
 def leader_of(leaders: tuple[bytes, ...], round_number: int, view: int) -> bytes:

@@ -63,7 +63,7 @@ class Collection:
 
     def start_training(self, now: float) -> None:
         """Train, unless a contribution for this round was signed before a restart."""
-        if self.training or self.trained or self.members.get(self.me) is None:
+        if self.training or self.trained or self.me not in self.members.contributors:
             return
         self.training, self.training_at = True, now
         self.outbox.work(Train(self.number, hash_of("shard", self.beacon, self.me)))
@@ -96,7 +96,7 @@ class Collection:
     def _commit(self, envelope: Envelope, now: float) -> None:
         statement = envelope.statement
         assert isinstance(statement, Contribution)
-        self.outbox.broadcast(self.members.voters, Said(envelope))
+        self.outbox.broadcast(self.members.contributors, Said(envelope))
         self.contributions[self.me] = statement
         self.first_commitment = self.first_commitment or now
         self.held[self.me] = statement.blob_hash
@@ -106,8 +106,8 @@ class Collection:
 
     def on_contribution(self, sender: bytes, statement: Contribution, now: float) -> str | None:
         """Take a genuine commitment in; returns why it was not, or None."""
-        if self.members.get(sender) is None:
-            return "contribution of a stranger"
+        if sender not in self.members.contributors:
+            return "contribution of a stranger, or of a suspended member"
         if sender in self.contributions:
             return None
         if self.revealed:
@@ -169,11 +169,12 @@ class Collection:
             self.held[author] = work.blob_hash
         else:
             self.unreadable[author] = result.fault
+        if result.malformed:
             name = name_of(author)
             self.outbox.report(
                 events.Misbehaved(peer=author.hex(), name=name, reason=f"blob: {result.fault}")
             )
-        if not self.attested:
+        if not self.attested and (result.fault is None or result.malformed):
             holds, score = result.fault is None, result.score
             self.judgements[author] = Judgement(author, work.blob_hash, work.size, holds, score)
         self._attest_when_all_judged(now)
@@ -199,10 +200,12 @@ class Collection:
 
     def repeat(self) -> None:
         """Send again what I said in this round: messages may have been lost."""
-        for kind in ("contribution", "attestation"):
-            envelope = self.outbox.has_signed(kind, self.number)
-            if envelope is not None:
-                self.outbox.broadcast(self.members.voters, Said(envelope))
+        contribution = self.outbox.has_signed("contribution", self.number)
+        if contribution is not None:  # guests fetch it too
+            self.outbox.broadcast(self.members.contributors, Said(contribution))
+        attestation = self.outbox.has_signed("attestation", self.number)
+        if attestation is not None:
+            self.outbox.broadcast(self.members.voters, Said(attestation))
 
     def missing(self, wanted: dict[bytes, tuple[bytes, int]]) -> set[bytes]:
         """Return the authors whose wanted contribution I do not hold yet."""

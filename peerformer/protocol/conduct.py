@@ -1,17 +1,24 @@
 """Why a peer is no longer trusted: evidence that convicts by itself, for anybody who can verify.
 
-Evidence is two statements under one key that no honest peer signs both. Whoever holds the chain id
+Evidence is two statements under one key that no honest peer signs both; or one attestation that
+says OK for a contribution that does not decode, together with its bytes. Whoever holds the genesis
 can check it; no vote, opinion or reputation enters. An honest peer is never convicted: it persists
-each slot's statement before sending it and its signer refuses another one for that slot.
+each slot's statement before sending it, its signer refuses another one for that slot, and it
+attests only what it has decoded.
 """
 
+from dataclasses import dataclass
+
 from peerformer.protocol.codec import MalformedError
+from peerformer.protocol.identity import blob_hash, name_of
 from peerformer.protocol.messages import (
     Attestation,
     Commit,
+    Contradiction,
     Contribution,
     Envelope,
     Evidence,
+    FalseHolding,
     Prepare,
     Proposal,
     Statement,
@@ -19,6 +26,7 @@ from peerformer.protocol.messages import (
     is_genuine,
 )
 
+ROUNDS_SERVED = 8  # W_serve: contributions are held, and served as evidence, for so many rounds
 SLOTS_PER_PEER_MAX = 256  # four rounds of a dozen views; more views than that are no accident
 
 
@@ -51,8 +59,46 @@ def contradiction(first: Statement, second: Statement) -> str | None:
     return f"signed two {kind}s for {place}"
 
 
+@dataclass(frozen=True, slots=True)
+class Exhibit:
+    """The contribution that an attestation is about: what must not decode for it to be false."""
+
+    round: int
+    author: bytes
+    blob_hash: bytes
+    size: int
+
+
+def exhibit_of(evidence: FalseHolding) -> Exhibit:
+    """Return the contribution that the evidence is about; its attestation must decode."""
+    statement = evidence.attestation.statement
+    assert isinstance(statement, Attestation)
+    return Exhibit(statement.round, evidence.author, evidence.blob_hash, evidence.size)
+
+
+def is_exhibit(blob: bytes, exhibit: Exhibit, chain_id: bytes) -> bool:
+    """Tell whether these are the very bytes that were attested."""
+    if len(blob) != exhibit.size:
+        return False
+    return blob_hash(chain_id, exhibit.round, exhibit.author, [blob]) == exhibit.blob_hash
+
+
+def accused_of(evidence: Evidence) -> bytes:
+    """Return the peer that the evidence is about, whether or not it convicts."""
+    match evidence:
+        case Contradiction(first):
+            return first.sender
+        case FalseHolding(attestation):
+            return attestation.sender
+
+
 def culprit_of(evidence: Evidence, chain_id: bytes) -> bytes | None:
-    """Return the peer that the evidence convicts, or None if it convicts nobody; never raises."""
+    """Return the peer that the signatures convict, or None if they convict nobody; never raises.
+
+    For a false holding that is half of the proof: the contribution must not decode, see `Trials`.
+    """
+    if isinstance(evidence, FalseHolding):
+        return _holder_of(evidence, chain_id)
     first, second = evidence.first, evidence.second
     if first.sender != second.sender:
         return None
@@ -66,8 +112,28 @@ def culprit_of(evidence: Evidence, chain_id: bytes) -> bytes | None:
     return first.sender
 
 
+def _holder_of(evidence: FalseHolding, chain_id: bytes) -> bytes | None:
+    try:
+        statement = evidence.attestation.statement
+    except MalformedError:
+        return None
+    if not isinstance(statement, Attestation):
+        return None
+    attested = (evidence.author, evidence.blob_hash, evidence.size)
+    says_so = any(
+        judgement.holds and (judgement.peer, judgement.blob_hash, judgement.size) == attested
+        for judgement in statement.judgements
+    )
+    genuine = says_so and is_genuine(evidence.attestation, chain_id)
+    return evidence.attestation.sender if genuine else None
+
+
 def describe(evidence: Evidence) -> str:
     """Return the evidence in words; it must be one that convicts."""
+    if isinstance(evidence, FalseHolding):
+        author, number = name_of(evidence.author), exhibit_of(evidence).round
+        claim = f"attested that it can decode the contribution of {author} for round {number}"
+        return f"{claim}, blob {evidence.blob_hash.hex()[:16]}, which does not decode"
     words = contradiction(evidence.first.statement, evidence.second.statement)
     assert words is not None
     return words
@@ -97,14 +163,14 @@ class Ledger:
                 del seen[max(seen, key=lambda key: key[2])]  # far views are a liar's padding
         elif before is not None and before.body != envelope.body:
             if contradiction(before.statement, statement):
-                return Evidence(before, envelope)
+                return Contradiction(before, envelope)
         opposite_kind = {"commit": "timeout", "timeout": "commit"}.get(slot[0])
         if opposite_kind is None:
             return None
         opposites = (other for key, other in seen.items() if key[:2] == (opposite_kind, slot[1]))
         for opposite in opposites:
             if contradiction(opposite.statement, statement):
-                return Evidence(opposite, envelope)
+                return Contradiction(opposite, envelope)
         return None
 
     def find(self, peer: bytes, kind: str, number: int, view: int) -> Envelope | None:

@@ -10,6 +10,7 @@ done; the answer comes back as `WorkFinished`.
 from dataclasses import dataclass
 
 from peerformer import events
+from peerformer.protocol.conduct import Exhibit
 from peerformer.protocol.messages import Accepted, Evidence, Packet
 
 # --- works -------------------------------------------------------------------------------------
@@ -65,10 +66,23 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """`fault` is None for what decodes; `score` is in micro-nats, positive is better."""
+    """`fault` is None for what decodes; `score` is in micro-nats, positive is better.
+
+    `malformed`: the bytes are there and encode no contribution, as everybody finds who looks. Any
+    other fault is this machine's own, and says nothing about anybody.
+    """
 
     fault: str | None
     score: int | None
+    malformed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Inspect:
+    """Fetch a contribution unless it is held, and decode it, as evidence; Checked or None."""
+
+    exhibit: Exhibit
+    sources: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +133,7 @@ class Dial:
     addresses: tuple[str, ...]
 
 
-Work = Train | Reveal | FetchBlob | Check | Apply | Adopt | FetchState | Dial
+Work = Train | Reveal | FetchBlob | Check | Inspect | Apply | Adopt | FetchState | Dial
 Result = Trained | Checked | Applied | bool | None
 
 # --- events ------------------------------------------------------------------------------------

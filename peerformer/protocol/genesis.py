@@ -22,7 +22,7 @@ from peerformer.protocol.codec import (
     encode,
 )
 from peerformer.protocol.identity import hash_of
-from peerformer.protocol.messages import MEMBERS_MAX, RECIPE_SIZE_MAX
+from peerformer.protocol.messages import MEMBERS_MAX, RECIPE_SIZE_MAX, VOUCHERS_MAX
 
 ADMISSION_CLOSED, ADMISSION_OPEN = 0, 1
 
@@ -47,6 +47,8 @@ class Limits:
     vouchers: U8 = 1  # k_v
     joins_per_epoch: U16 = 0  # most admissions in 100 rounds; 0: max(1, n // 10)
     train_milliseconds_max: U32 = 600_000  # the longest local training of a round
+    joins_per_voucher: U16 = 2  # most admissions in 100 rounds on one voter's vouchers; 0: any
+    idle_rounds_max: U16 = 30  # R_idle: a voter that attests in none of so many is suspended; 0: no
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,10 @@ class Genesis:
         if not peers or peers != sorted(set(peers)):
             raise MalformedError("founders are not sorted, repeated or missing")
         limits = genesis.limits
-        if not 1 <= limits.contributions_min <= limits.contributions_max or not limits.vouchers:
+        if not 1 <= limits.contributions_min <= limits.contributions_max:
             raise MalformedError("limits that no round can meet")
+        if not 1 <= limits.vouchers <= VOUCHERS_MAX:
+            raise MalformedError("limits that no admission can meet")
         return genesis
 
     @cached_property

@@ -10,32 +10,34 @@ from dataclasses import dataclass, field, replace
 
 from peerformer.protocol.chain import Chain
 from peerformer.protocol.collection import Collection, attestations_hash
+from peerformer.protocol.conduct import exhibit_of
 from peerformer.protocol.effects import Applied, Apply
 from peerformer.protocol.identity import HashChain, hash_of
-from peerformer.protocol.membership import bits_of, next_members, quorum
+from peerformer.protocol.membership import bits_of, next_members, peers_of, quorum, subject_of
 from peerformer.protocol.messages import (
     NO_HASH,
-    NORM,
     OPERATIONS_MAX,
     PROTOCOL_VERSION,
     Accepted,
     Attestation,
+    Contradiction,
     Envelope,
     Eviction,
     Header,
     HeaderBody,
     Operation,
     Refused,
-    digest_of,
     is_genuine,
 )
 from peerformer.protocol.outbox import Outbox
+from peerformer.protocol.refusals import NORM
 from peerformer.protocol.selection import (
     Selection,
     attestation_fault,
     contributions_needed,
     select,
 )
+from peerformer.protocol.trials import Trials
 
 Attestations = tuple[Envelope, ...]
 BODIES_KEPT_MAX = 16  # each leader of a view can make one
@@ -51,6 +53,7 @@ class Headers:
     outbox: Outbox
     hash_chain: HashChain
     operations: dict[bytes, Operation]  # pending, by subject
+    trials: Trials
     state_ready: bool = False  # the agreed state of the round before is installed
     bodies: dict[bytes, HeaderBody] = field(default_factory=dict)  # these passed the cheap checks
     valid: set[bytes] = field(default_factory=set)
@@ -100,10 +103,12 @@ class Headers:
             beacon=chain.next_beacon(reveal),
             state_root=outcome.state_root,
         )
-        header = replace(header, next_members_hash=next_members(chain.members, header).hash)
+        header = replace(
+            header, next_members_hash=next_members(chain.members, header, chain.genesis.limits).hash
+        )
         body = HeaderBody(header, attestations)
         assert self.add(body) is None, "my own header does not pass"
-        self.valid.add(digest_of(header))
+        self.valid.add(header.digest)
         return body
 
     def _admissible_operations(self) -> tuple[Operation, ...]:
@@ -119,7 +124,7 @@ class Headers:
     def _select(self, attestations: Attestations, operations: tuple[Operation, ...]) -> Selection:
         if self._selected is not None and self._selected[:2] == (attestations, operations):
             return self._selected[2]
-        evicted = [op.evidence.first.sender for op in operations if isinstance(op, Eviction)]
+        evicted = [subject_of(op) for op in operations if isinstance(op, Eviction)]
         limits = self.chain.genesis.limits
         selection = select(attestations, self.chain.members, limits, self.number, evicted)
         needed = contributions_needed(len(self.chain.members.voters), limits)
@@ -174,7 +179,7 @@ class Headers:
 
     def add(self, body: HeaderBody) -> str | None:
         """Take a header with its attestations in; returns why it cannot be valid, or None."""
-        digest = digest_of(body.header)
+        digest = body.header.digest
         if digest in self.bodies:
             return None
         fault = self.chain.header_fault(body.header) or self._attestations_fault(body)
@@ -224,12 +229,29 @@ class Headers:
         header = body.header
         apply = self.apply_of(header.contributions, header.attestations_hash)
         outcome = self.outcome(apply, body.attestations)
-        if outcome is None:
+        if not self._convictions_hold(header) or outcome is None:
             return False
         norms = {entry.peer for entry in header.refused if entry.reason == NORM}
         if outcome.state_root == header.state_root and norms == set(outcome.out_of_norm):
             self.valid.add(digest)
         return digest in self.valid
+
+    def _convictions_hold(self, header: Header) -> bool:
+        """Tell whether I found false each attestation that it convicts, ordering a look if need be.
+
+        Whoever built it has looked, and so has everybody who voted for it.
+        """
+        hold = True
+        for operation in header.operations:
+            if not isinstance(operation, Eviction) or isinstance(operation.evidence, Contradiction):
+                continue
+            exhibit = exhibit_of(operation.evidence)
+            decodes = self.trials.verdicts.get(exhibit)
+            hold = hold and decodes is False
+            if decodes is None:
+                attesters = peers_of(self.chain.members.voters, header.attesters) or ()
+                self.trials.inspect(exhibit, (header.builder, *attesters, exhibit.author))
+        return hold
 
 
 def _with_norms(refused: tuple[Refused, ...], peers: tuple[bytes, ...]) -> tuple[Refused, ...]:

@@ -158,7 +158,7 @@ def _aside(machine: "Machine", peer: bytes, packet: Packet) -> str | None:
             forged = [fault for fault in faults if fault in ("a forged record", "not a record")]
             return forged[0] if forged else None
         case Requested(operation):
-            return machine.requests.on_requested(operation)
+            return machine.requests.on_requested(peer, operation)
         case GenesisBytes():
             return None
         case _:
@@ -247,6 +247,8 @@ def _note(machine: "Machine", envelope: Envelope) -> None:
     evidence = machine.ledger.record(envelope)
     if evidence is not None:
         machine.requests.convict(evidence)
+    for found in machine.trials.against(envelope):
+        machine.requests.convict(found)
 
 
 def _admit(
@@ -328,7 +330,8 @@ def _on_proposed(machine: "Machine", packet: Proposed) -> str | None:
         ballot.on_view_ended(justify)
     for envelope in packet.attestations:
         known = machine.collection.attestations.get(envelope.sender)
-        if known is not None and known != envelope and is_genuine(envelope, machine.chain.chain_id):
+        member = machine.chain.members.get(envelope.sender)
+        if member and known != envelope and is_genuine(envelope, machine.chain.chain_id):
             _note(machine, envelope)
     fault = ballot.on_proposed(packet)
     view = packet.envelope.statement.view  # type: ignore[union-attr]

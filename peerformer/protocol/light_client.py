@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from peerformer.protocol.certificates import decided_fault
 from peerformer.protocol.chain import Chain, lone_header_fault
 from peerformer.protocol.codec import U64, Hash, MalformedError, Many, OneOf, decode
-from peerformer.protocol.conduct import culprit_of, describe
+from peerformer.protocol.conduct import accused_of, culprit_of, describe
 from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.json_form import from_json, to_json
 from peerformer.protocol.machine import header_key
@@ -31,9 +31,9 @@ from peerformer.protocol.messages import (
     Certified,
     Eviction,
     Evidence,
+    FalseHolding,
     Header,
     QuorumCertificate,
-    digest_of,
 )
 
 
@@ -140,7 +140,7 @@ class LightClient:
         if mine is None or copy is None:
             same = mine is None and copy is None and number == 0
             return None if same else Fault(number, "a certified header that this chain lacks")
-        if digest_of(copy.header) != digest_of(mine.header):
+        if copy.header.digest != mine.header.digest:
             return Fault(number, "a copy of its header differs from the chain's")
         fault = decided_fault(copy, self.members[number].voters, self.chain.chain_id)
         return Fault(number, f"the certificate of a copy: {fault}") if fault else None
@@ -148,7 +148,7 @@ class LightClient:
     def convictions(self) -> tuple[Conviction, ...]:
         """Return those whom the chain evicted, in order."""
         return tuple(
-            Conviction(operation.evidence.first.sender, describe(operation.evidence))
+            Conviction(accused_of(operation.evidence), describe(operation.evidence))
             for item in self.chain.items
             for operation in item.header.operations
             if isinstance(operation, Eviction)
@@ -226,9 +226,11 @@ def evidence_file_fault(document: RoundEvidence, genesis: Genesis) -> Fault | No
     for index, evidence in enumerate(document.evidence):
         if fault is None and culprit_of(evidence, document.chain_id) is None:
             fault = f"evidence[{index}] convicts nobody"
+        elif fault is None and isinstance(evidence, FalseHolding):
+            fault = f"evidence[{index}] rests on a contribution, whose bytes are not in this file"
     return Fault(document.round, fault) if fault else None
 
 
 def convicted_by(document: RoundEvidence) -> tuple[Conviction, ...]:
     """Return whom evidence without a fault convicts, and of what."""
-    return tuple(Conviction(e.first.sender, describe(e)) for e in document.evidence)
+    return tuple(Conviction(accused_of(e), describe(e)) for e in document.evidence)

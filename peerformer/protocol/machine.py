@@ -15,7 +15,7 @@ from peerformer.protocol.ballot import Ballot
 from peerformer.protocol.chain import Chain
 from peerformer.protocol.codec import MalformedError, decode, encode
 from peerformer.protocol.collection import Collection
-from peerformer.protocol.conduct import Ledger
+from peerformer.protocol.conduct import ROUNDS_SERVED, Exhibit, Ledger
 from peerformer.protocol.consensus import Consensus
 from peerformer.protocol.effects import (
     Adopt,
@@ -31,6 +31,7 @@ from peerformer.protocol.effects import (
     Event,
     FetchBlob,
     FetchState,
+    Inspect,
     Persist,
     Received,
     TimerFired,
@@ -41,8 +42,8 @@ from peerformer.protocol.effects import (
 from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.headers import Headers
 from peerformer.protocol.identity import HashChain, KeyPair
-from peerformer.protocol.membership import quorum
-from peerformer.protocol.messages import Certified, Packet, digest_of, unpack
+from peerformer.protocol.membership import VOTER, quorum
+from peerformer.protocol.messages import Certified, Packet, Return, unpack
 from peerformer.protocol.neighbourhood import Link, Neighbourhood
 from peerformer.protocol.outbox import Outbox
 from peerformer.protocol.rates import Rates
@@ -75,6 +76,7 @@ class Machine:
         records: Mapping[str, bytes] | None = None,
         state_round: int = 0,
         unpack: Callable[[bytes], Packet] = unpack,
+        role: int = VOTER,
         now: float,
     ) -> None:
         """Found the peer on a genesis, or restore it from the records that it persisted.
@@ -87,6 +89,7 @@ class Machine:
             records: what `Persist` effects wrote before a restart.
             state_round: the round of the agreed state that the caller has installed, -1 for none.
             unpack: frame -> packet; a world of many peers decodes each frame once for all.
+            role: what to ask for while this peer is no member, or a guest: VOTER or GUEST.
             now: seconds since 1970 on a clock that never goes back.
 
         Raises:
@@ -102,7 +105,8 @@ class Machine:
         self.timing = Timing(genesis.limits.train_milliseconds_max / 1_000)
         self.ledger = Ledger()
         self.sync = Sync(self.chain, self.outbox, state_round)
-        self.requests = Requests(self.chain, self.outbox, self.hash_chain.links[0])
+        self.requests = Requests(self.chain, self.outbox, self.hash_chain.links[0], role)
+        self.trials = self.requests.trials
         self.neighbourhood = Neighbourhood(self.chain, self.outbox, seed, addresses)
         self.rates = Rates()
         self.last_contributed: dict[bytes, int] = {}
@@ -130,15 +134,14 @@ class Machine:
 
     def alive(self) -> set[bytes]:
         """Return the members that I hold alive: connected, and heard of in the last two rounds."""
-        number = self.chain.tip + 1
+        number, members = self.chain.tip + 1, self.chain.members
+        heard = {
+            m.peer: max(self.last_contributed.get(m.peer, 0), m.joined) for m in members.members
+        }
         return {
-            member.peer
-            for member in self.chain.members.members
-            if member.peer == self.me
-            or (
-                member.peer in self.outbox.connected
-                and max(self.last_contributed.get(member.peer, 0), member.joined) >= number - 2
-            )
+            peer
+            for peer in members.contributors
+            if peer == self.me or (peer in self.outbox.connected and heard[peer] >= number - 2)
         }
 
     # --- events --------------------------------------------------------------------------------
@@ -184,7 +187,7 @@ class Machine:
                 self.outbox.timer("tick", TICK_SECONDS)
                 self._resume_round(now)
             case "leave":
-                self.requests.leave(self.chain.tip + 1)
+                self.requests.leave()
             case "pause" | "resume":
                 self.paused = name == "pause"
                 self._on_state(now)
@@ -225,6 +228,8 @@ class Machine:
                     self.sync.on_fetch_failed(work.round, now)
             case Check() if isinstance(result, Checked):
                 self._on_checked(work, result, now)
+            case Inspect(exhibit):
+                self._on_inspected(exhibit, result if isinstance(result, Checked) else None)
             case Apply() if isinstance(result, Applied):
                 if work.round == current.number:
                     self.ballot.headers.applied[work] = result
@@ -245,12 +250,30 @@ class Machine:
         self.ballot.build()
         self.ballot.advance()
 
+    def _on_inspected(self, exhibit: Exhibit, result: Checked | None) -> None:
+        """Draw the consequences of having seen whether a contribution decodes."""
+        if result is None or (result.fault is not None and not result.malformed):
+            self.trials.on_failed(exhibit)
+            return
+        claims = self.trials.learn(exhibit, decodes=result.fault is None)
+        for evidence, teller in claims:
+            if result.malformed:
+                self.requests.convict(evidence)
+            elif teller in self.outbox.connected:
+                intake.blame(self, teller, "evidence convicts nobody: the contribution decodes")
+        for voter in self.chain.members.voters if result.malformed else ():
+            said = self.ledger.find(voter, "attestation", exhibit.round, 0)
+            for found in self.trials.against(said) if said else ():
+                self.requests.convict(found)
+
     def _on_checked(self, work: Check, result: Checked, now: float) -> None:
         if work.round == self.collection.number:
             self.collection.on_checked(work, result, now)
         elif self.sync.last and work.round == self.sync.last.number:
             self.sync.last.on_checked(work, result, now)
             self.sync.advance(now)
+        exhibit = Exhibit(work.round, work.author, work.blob_hash, work.size)
+        self._on_inspected(exhibit, result)
 
     def on_attestations(self) -> None:
         """Go on with what the attestations at hand allow."""
@@ -283,12 +306,17 @@ class Machine:
             outbox=self.outbox,
             timing=self.timing,
             blob_size_max=self.genesis.blob_size_max,
-            scores_all=len(voters) <= limits.scored_by_all_max,
+            scores_all=self.me in voters and len(voters) <= limits.scored_by_all_max,
             alive=self.alive,
             began=self.now,
         )
         headers = Headers(
-            chain, self.collection, self.outbox, self.hash_chain, self.requests.operations
+            chain,
+            self.collection,
+            self.outbox,
+            self.hash_chain,
+            self.requests.operations,
+            self.trials,
         )
         self.ballot = Ballot(
             headers,
@@ -362,12 +390,16 @@ class Machine:
             self.last_contributed[accepted.peer] = number
         for refused in item.header.refused:
             self.last_contributed[refused.peer] = number
+        for operation in item.header.operations:
+            if isinstance(operation, Return):
+                self.last_contributed[operation.rejoin.sender] = number  # it is waited for
         decided.attested = True  # too late to attest it, whatever still arrives
         self.sync.last, self.sync.computed = decided, self.ballot.headers.applied
         self.timing.note_round(self.now - decided.began)
         reports.report_decided(self.outbox, item, before, self.chain.members, decided, self.now)
         self.decided_at = self.now
         self.ledger.forget_before(number - LEDGER_ROUNDS + 1)
+        self.trials.forget_before(number - ROUNDS_SERVED + 2)
         self.requests.drop_settled()
         self.neighbourhood.tell_newcomers(item, before)
         self._begin_round()
@@ -403,4 +435,4 @@ class Machine:
     @property
     def head_digest(self) -> bytes:
         """The digest of the newest decided header."""
-        return digest_of(self.chain.items[-1].header) if self.chain.items else self.chain.chain_id
+        return self.chain.items[-1].header.digest if self.chain.items else self.chain.chain_id

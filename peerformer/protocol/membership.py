@@ -1,38 +1,51 @@
 """Who belongs to the swarm: agreed state that moves from round to round by the header alone.
 
-`next_members(members, header)` is a pure function, so everybody who knows the headers knows the
-members, their standing and the banned. A change decided in round r takes effect in round r + 1.
-Reputation costs slots and order, never the vote.
+`next_members(members, header, limits)` is a pure function, so everybody who knows the headers knows
+the members, their standing and the banned. A change decided in round r takes effect in round r + 1.
+
+A *voter* contributes, attests and votes; a *guest* only contributes. A voter that no header counts
+among its attesters for `idle_rounds_max` rounds in a row is *suspended*: the quorum is counted
+without it, or a swarm whose laptops went to bed one by one would stop for good. It keeps its
+membership and its standing, which stands still, and votes again once it says that it is back. The
+last voters are never suspended. Reputation costs slots and order, never the vote. Who left lately
+is remembered for as long as a request to join is valid: it can still be convicted of what it did.
+
+Whoever vouched for a peer answers for it: when that peer is evicted, each of its vouchers that is
+a member still gets a *strike*. It loses as much reputation as for a harmful contribution, even
+while it is quarantined or suspended, and none of its vouchers counts for the next 100 rounds.
 """
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated
 
-from peerformer.protocol.codec import U8, U32, U64, Hash, Many, PeerId, encode
-from peerformer.protocol.conduct import culprit_of
-from peerformer.protocol.genesis import ADMISSION_OPEN, Genesis
+from peerformer.protocol.codec import U8, U16, U32, U64, Hash, Many, PeerId, encode
+from peerformer.protocol.conduct import accused_of
+from peerformer.protocol.genesis import Genesis, Limits
 from peerformer.protocol.identity import hash_of
 from peerformer.protocol.messages import (
-    BAD,
-    EQUIVOCATED,
-    HARMFUL,
     MEMBERS_MAX,
-    NORM,
-    QUARANTINED,
+    VOUCHERS_MAX,
     Admission,
     Departure,
-    Envelope,
     Eviction,
     Header,
     Join,
-    Leave,
     Operation,
-    Voucher,
-    is_genuine,
+    Return,
+)
+from peerformer.protocol.refusals import (
+    BAD,
+    EQUIVOCATED,
+    HARMFUL,
+    NO_SLOT,
+    NORM,
+    QUARANTINED,
 )
 
-VOTER, GUEST = 0, 1
+VOTER, GUEST, SUSPENDED = 0, 1, 2
+ROLE_WORDS = ("voter", "guest", "suspended")
 
 REPUTATION_START = 500
 REPUTATION_MAX = 1_000
@@ -40,7 +53,12 @@ REPUTATION_QUARANTINE = 200  # below it a member gets no slot for a while
 REPUTATION_AFTER_QUARANTINE = 250
 QUARANTINE_ROUNDS = 8
 ACCEPTED_GAIN, HARM_LOSS, SILENCE_LOSS = 10, 100, 5
-EPOCH_ROUNDS = 100  # a request to join or leave is valid for so many rounds
+EPOCH_ROUNDS = 100  # a request to join is valid, and quotas count, for so many rounds
+STRIKE_ROUNDS = 100  # whoever vouched for an evicted peer may not vouch for so many rounds
+STRIKES_MAX = (1 << 16) - 1
+
+
+Vouchers = Annotated[tuple[PeerId, ...], Many(VOUCHERS_MAX)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +71,29 @@ class Member:
     joined: U64  # the first round it belongs to
     reputation: U32
     quarantined_until: U64  # no slot in rounds before this one
-    idle_rounds: U32
+    idle_rounds: U32  # without an attestation in a header, the last ones in a row
+    suspended_from: U64 = 0  # the first round of its suspension; 0 if it is not suspended
+    vouched_by: Vouchers = ()  # who answers for its conduct; nobody for a founder
+    strikes: U16 = 0  # so many peers that it vouched for were evicted
+    barred_until: U64 = 0  # may not vouch in rounds before this one
+
+
+@dataclass(frozen=True, slots=True)
+class Departed:
+    """Somebody that left lately."""
+
+    peer: PeerId
+    left: U64  # the round whose header let it go
+    vouched_by: Vouchers = ()
 
 
 @dataclass(frozen=True)
 class Members:
-    """The members of one round, sorted by id, and the banned keys."""
+    """The members of one round, sorted by id, the banned keys, and who left lately."""
 
     members: Annotated[tuple[Member, ...], Many(MEMBERS_MAX)]
     banned: Annotated[tuple[PeerId, ...], Many(MEMBERS_MAX)]
+    departed: Annotated[tuple[Departed, ...], Many(MEMBERS_MAX)] = ()
 
     @cached_property
     def hash(self) -> bytes:
@@ -73,6 +105,11 @@ class Members:
         """The ids of the voters, sorted."""
         return tuple(member.peer for member in self.members if member.role == VOTER)
 
+    @property
+    def contributors(self) -> tuple[bytes, ...]:
+        """The ids of those that may contribute, sorted: with or without a vote."""
+        return tuple(member.peer for member in self.members if member.role != SUSPENDED)
+
     def get(self, peer: bytes) -> Member | None:
         """Return the member with this id, if it is one."""
         return self._by_peer.get(peer)
@@ -80,6 +117,19 @@ class Members:
     @cached_property
     def _by_peer(self) -> dict[bytes, Member]:
         return {member.peer: member for member in self.members}
+
+    def departure_of(self, peer: bytes) -> Departed | None:
+        """Return how a peer left, if it did lately."""
+        return next((entry for entry in self.departed if entry.peer == peer), None)
+
+    def vouchers_of(self, peer: bytes) -> tuple[bytes, ...]:
+        """Return who vouched for a member, or for one that left lately."""
+        entry = self.get(peer) or self.departure_of(peer)
+        return entry.vouched_by if entry is not None else ()
+
+    def is_accountable(self, peer: bytes) -> bool:
+        """Tell whether evidence against a peer has any effect: it is a member, or was lately."""
+        return self.get(peer) is not None or self.departure_of(peer) is not None
 
 
 def tolerated_faults(voters: int) -> int:
@@ -121,93 +171,100 @@ def peers_of(voters: tuple[bytes, ...], bitmap: bytes) -> tuple[bytes, ...] | No
     return tuple(v for index, v in enumerate(voters) if bitmap[index // 8] >> index % 8 & 1)
 
 
-def operation_fault(
-    operation: Operation, members: Members, genesis: Genesis, chain_id: bytes, round_number: int
-) -> str | None:
-    """Return why an operation may not stand in the header of this round, or None if it may."""
-    match operation:
-        case Eviction(evidence):
-            culprit = culprit_of(evidence, chain_id)
-            return None if culprit and members.get(culprit) else "evidence convicts no member"
-        case Departure(leave):
-            member = members.get(leave.sender)
-            if not is_genuine(leave, chain_id) or not isinstance(leave.statement, Leave):
-                return "not a genuine leave"
-            if member is None or not member.joined <= leave.statement.round <= round_number:
-                return "leave of nobody, or of another membership"
-            return None
-        case Admission(join, vouchers):
-            return _admission_fault(join, vouchers, members, genesis, chain_id, round_number)
-
-
-def _admission_fault(
-    join: Envelope,
-    vouchers: tuple[Envelope, ...],
-    members: Members,
-    genesis: Genesis,
-    chain_id: bytes,
-    round_number: int,
-) -> str | None:
-    if genesis.limits.admission != ADMISSION_OPEN:
-        return "admission is closed"
-    if not is_genuine(join, chain_id) or not isinstance(join.statement, Join):
-        return "not a genuine request to join"
-    if not join.statement.round <= round_number < join.statement.round + EPOCH_ROUNDS:
-        return "request to join is too old"
-    if members.get(join.sender) or join.sender in members.banned:
-        return "already a member, or banned"
-    if len(members.members) + len(members.banned) >= MEMBERS_MAX // 2:
-        return "the swarm is full"
-    voters, vouching = set(members.voters), set()
-    for voucher in vouchers:
-        fits = voucher.sender in voters and is_genuine(voucher, chain_id)
-        if not fits or voucher.statement != Voucher(join_hash(join)):
-            return "a voucher that is not one"
-        vouching.add(voucher.sender)
-    enough = len(vouching) >= genesis.limits.vouchers and len(vouching) == len(vouchers)
-    return None if enough else "too few vouchers"
-
-
-def join_hash(join: Envelope) -> bytes:
-    """Return what a voucher names."""
-    return hash_of("join", join.canonical)
-
-
 def subject_of(operation: Operation) -> bytes:
     """Return the peer that an operation is about."""
     match operation:
         case Eviction(evidence):
-            return evidence.first.sender
+            return accused_of(evidence)
         case Departure(leave):
             return leave.sender
+        case Return(rejoin):
+            return rejoin.sender
         case Admission(join, _):
             return join.sender
 
 
-def next_members(members: Members, header: Header) -> Members:
+def next_members(members: Members, header: Header, limits: Limits) -> Members:
     """Return the members of the round after `header`, whose operations are valid and distinct."""
     accepted = {entry.peer for entry in header.contributions}
     refused = {entry.peer: entry.reason for entry in header.refused}
     attesters = set(peers_of(members.voters, header.attesters) or ())
-    standing = [
-        _next_member(member, header, accepted, refused, attesters) for member in members.members
-    ]
-    by_peer = {member.peer: member for member in standing}
-    banned = set(members.banned)
+    evicted = [subject_of(op) for op in header.operations if isinstance(op, Eviction)]
+    struck = Counter(voucher for peer in evicted for voucher in members.vouchers_of(peer))
+    by_peer = {}
+    for member in members.members:
+        member = _struck(member, struck[member.peer], header.round + 1)
+        by_peer[member.peer] = _next_member(member, header, accepted, refused, attesters)
+    banned, number = set(members.banned), header.round + 1
+    departed = {e.peer: e for e in members.departed if e.left + EPOCH_ROUNDS > number}
     for operation in header.operations:
+        subject = subject_of(operation)
         match operation:
-            case Eviction(evidence):
-                by_peer.pop(evidence.first.sender, None)
-                banned.add(evidence.first.sender)
-            case Departure(leave):
-                by_peer.pop(leave.sender, None)
-            case Admission(join, _):
-                assert isinstance(join.statement, Join)
-                anchor = join.statement.chain_anchor
-                by_peer[join.sender] = Member(
-                    join.sender, VOTER, anchor, header.round + 1, REPUTATION_START, 0, 0
-                )
-    return Members(tuple(by_peer[peer] for peer in sorted(by_peer)), tuple(sorted(banned)))
+            case Eviction():
+                by_peer.pop(subject, None)
+                departed.pop(subject, None)
+                banned.add(subject)
+            case Departure():
+                by_peer.pop(subject, None)
+                departed[subject] = Departed(subject, header.round, members.vouchers_of(subject))
+            case Return():
+                by_peer[subject] = _returned(by_peer[subject], number)
+            case Admission():
+                departed.pop(subject, None)
+                by_peer[subject] = _admitted(operation, by_peer.get(subject), number)
+    _suspend_idle(by_peer, number, limits)
+    return Members(
+        tuple(by_peer[peer] for peer in sorted(by_peer)),
+        tuple(sorted(banned)),
+        tuple(departed[peer] for peer in sorted(departed)),
+    )
+
+
+def _suspend_idle(by_peer: dict[bytes, Member], number: int, limits: Limits) -> None:
+    """Suspend from a round on the voters that were idle for too long, unless all were."""
+    voters = [member for member in by_peer.values() if member.role == VOTER]
+    longest = limits.idle_rounds_max
+    idle = [member for member in voters if longest and member.idle_rounds >= longest]
+    if len(idle) < len(voters):
+        for member in idle:
+            by_peer[member.peer] = replace(member, role=SUSPENDED, suspended_from=number)
+
+
+def _returned(member: Member, number: int) -> Member:
+    """Return a suspended member as the voter it is from a round on; a quarantine starts anew."""
+    until = number + QUARANTINE_ROUNDS if member.quarantined_until else 0
+    return replace(member, role=VOTER, suspended_from=0, idle_rounds=0, quarantined_until=until)
+
+
+def _struck(member: Member, times: int, number: int) -> Member:
+    """Return a member after so many strikes, the effect of which begins with a round."""
+    if not times:
+        return member
+    return replace(
+        member,
+        reputation=max(0, member.reputation - times * HARM_LOSS),
+        strikes=min(member.strikes + times, STRIKES_MAX),
+        barred_until=number + STRIKE_ROUNDS,
+    )
+
+
+def _admitted(admission: Admission, before: Member | None, number: int) -> Member:
+    """Return the member that a join makes from a round on; a guest keeps its standing.
+
+    Those who vouch for the vote of a guest answer for it from then on, instead of the others.
+    """
+    join = admission.join.statement
+    assert isinstance(join, Join)
+    return Member(
+        peer=admission.join.sender,
+        role=join.role,
+        chain_anchor=join.chain_anchor,
+        joined=number,
+        reputation=before.reputation if before else REPUTATION_START,
+        quarantined_until=before.quarantined_until if before else 0,
+        idle_rounds=0,
+        vouched_by=tuple(voucher.sender for voucher in admission.vouchers),
+    )
 
 
 def _next_member(
@@ -217,14 +274,16 @@ def _next_member(
     refused: dict[bytes, int],
     attesters: set[bytes],
 ) -> Member:
+    if member.role == SUSPENDED:
+        return member
     reason = refused.get(member.peer)
     change = -SILENCE_LOSS
     if reason in (BAD, HARMFUL, EQUIVOCATED):
         change = -HARM_LOSS
-    elif member.peer in accepted and reason != NORM:
+    elif reason in (QUARANTINED, NO_SLOT, NORM) or not header.contributions:
+        change = 0  # it contributed but could not earn anything, or the round was a null one
+    elif member.peer in accepted:
         change = ACCEPTED_GAIN
-    elif reason == QUARANTINED or not header.contributions:
-        change = 0  # it could not earn anything: it is quarantined, or the round was a null one
     reputation = min(max(member.reputation + change, 0), REPUTATION_MAX)
     until = member.quarantined_until
     if until > header.round + 1:

@@ -93,3 +93,8 @@ def check_leaf(root: bytes, size_bytes: int, index: int, leaf: bytes, proof: byt
 def state_root(data: bytes) -> bytes:
     """Return the root of a state held in memory."""
     return MerkleTree(len(data), lambda start, end: data[start:end]).root
+
+
+def chunk_key(state_root: bytes, index: int) -> bytes:
+    """Return the key under which one proven chunk of a state is fetched."""
+    return hash_of("state chunk", state_root, index.to_bytes(4, "little"))

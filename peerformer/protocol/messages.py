@@ -8,7 +8,7 @@ none can be taken for a TLS signature made with the same key.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, get_args
 
 from peerformer.protocol.codec import (
     I32,
@@ -35,6 +35,7 @@ NO_HASH = bytes(32)
 MEMBERS_MAX = 256  # voters, guests and the banned of one swarm; committees are for more
 CONTRIBUTIONS_MAX = 256
 OPERATIONS_MAX = 64
+VOUCHERS_MAX = 8  # of one admission
 BODY_SIZE_MAX = 32 * 1024  # the largest statement: an attestation of 256 contributions
 ADDRESS_SIZE_MAX = 128
 ADDRESSES_MAX = 8
@@ -118,10 +119,11 @@ class Timeout:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """I ask to become a member; signing it proves that I hold the key."""
+    """I ask to become a voter or a guest; signing it proves that I hold the key."""
 
     round: U64
     chain_anchor: Hash
+    role: U8
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,13 @@ class Leave:
 
 
 @dataclass(frozen=True, slots=True)
+class Rejoin:
+    """I am back and ask to vote again; valid from `round` on, and only for one suspension."""
+
+    round: U64
+
+
+@dataclass(frozen=True, slots=True)
 class PeerRecord:
     """Where I can be reached; the higher sequence number wins. `expires` in seconds since 1970."""
 
@@ -151,11 +160,9 @@ class PeerRecord:
 
 Statement = (
     Contribution | Attestation | Proposal | Prepare | Commit | Timeout | Join | Voucher | Leave
-    | PeerRecord
+    | Rejoin | PeerRecord
 )  # fmt: skip
-STATEMENTS: tuple[type, ...] = (
-    Contribution, Attestation, Proposal, Prepare, Commit, Timeout, Join, Voucher, Leave, PeerRecord,
-)  # fmt: skip
+STATEMENTS: tuple[type, ...] = get_args(Statement)  # a statement's kind is its place here
 
 
 @dataclass(frozen=True)
@@ -198,11 +205,6 @@ def is_genuine(envelope: Envelope, chain_id: bytes) -> bool:
     )
 
 
-def envelope_of_vote(sender: bytes, vote: Prepare | Commit, signature: bytes) -> Envelope:
-    """Rebuild the envelope of a vote whose signature stands in a certificate."""
-    return Envelope(sender, STATEMENTS.index(type(vote)), encode(vote), signature)
-
-
 # --- certificates ------------------------------------------------------------------------------
 
 
@@ -240,17 +242,6 @@ class TimeoutCertificate:
 
 # --- the value agreed on -----------------------------------------------------------------------
 
-BAD, HARMFUL, EQUIVOCATED, QUARANTINED, NO_SLOT, NORM, UNSUPPORTED = range(7)
-REFUSAL_WORDS = (
-    "its contribution does not decode",
-    "most scorers saw the loss rise",
-    "it committed to two contributions",
-    "it is quarantined",
-    "no slot was left",
-    "its norm is out of bounds",
-    "too few voters held it in time",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
@@ -263,14 +254,14 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A contribution that does not, and why (see REFUSAL_WORDS)."""
+    """A contribution that does not, and why (see `refusals`)."""
 
     peer: PeerId
     reason: U8
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class Contradiction:
     """Two statements signed by one key that an honest peer never signs both."""
 
     first: Envelope
@@ -278,11 +269,24 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
+class FalseHolding:
+    """An attestation that says OK for a contribution that does not decode; see `trials`."""
+
+    attestation: Envelope
+    author: PeerId
+    blob_hash: Hash
+    size: U32
+
+
+Evidence = Annotated[Contradiction | FalseHolding, OneOf((Contradiction, FalseHolding))]
+
+
+@dataclass(frozen=True, slots=True)
 class Admission:
     """Admit the sender of `join`, for whom voters vouch."""
 
     join: Envelope
-    vouchers: Annotated[tuple[Envelope, ...], Many(8)]
+    vouchers: Annotated[tuple[Envelope, ...], Many(VOUCHERS_MAX)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,13 +297,22 @@ class Departure:
 
 
 @dataclass(frozen=True, slots=True)
+class Return:
+    """Let the sender of `rejoin` vote again."""
+
+    rejoin: Envelope
+
+
+@dataclass(frozen=True, slots=True)
 class Eviction:
     """Evict and ban the peer that the evidence convicts."""
 
     evidence: Evidence
 
 
-Operation = Annotated[Admission | Departure | Eviction, OneOf((Admission, Departure, Eviction))]
+Operation = Annotated[
+    Admission | Departure | Eviction | Return, OneOf((Admission, Departure, Eviction, Return))
+]
 
 
 @dataclass(frozen=True)
@@ -326,11 +339,6 @@ class Header:
     def digest(self) -> bytes:
         """What is voted on, and what the next round names as parent."""
         return hash_of("header", encode(self))
-
-
-def digest_of(header: Header) -> bytes:
-    """Return the digest of a header."""
-    return header.digest
 
 
 # --- packets: what a connection carries --------------------------------------------------------
@@ -473,10 +481,7 @@ Packet = (
     Said | Proposed | TimedOut | Prepared | GaveUp | Certified | Hello | AskHeaders | Headers
     | AskProposed | HeaderBody | AskSaid | AskPeers | Peers | Requested | AskGenesis | GenesisBytes
 )  # fmt: skip
-PACKETS: tuple[type, ...] = (
-    Said, Proposed, TimedOut, Prepared, GaveUp, Certified, Hello, AskHeaders, Headers, AskProposed,
-    HeaderBody, AskSaid, AskPeers, Peers, Requested, AskGenesis, GenesisBytes,
-)  # fmt: skip
+PACKETS: tuple[type, ...] = get_args(Packet)  # a packet's kind is its place here
 
 
 def pack(packet: Packet) -> bytes:
@@ -491,8 +496,3 @@ def unpack(frame: bytes) -> Packet:
     if frame[0] >= len(PACKETS):
         raise MalformedError("unknown packet")
     return decode(PACKETS[frame[0]], frame[1:])
-
-
-def chunk_key(state_root: bytes, index: int) -> bytes:
-    """Return the key under which one proven chunk of a state is fetched."""
-    return hash_of("state chunk", state_root, index.to_bytes(4, "little"))

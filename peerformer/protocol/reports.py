@@ -4,18 +4,17 @@ from peerformer import events
 from peerformer.protocol.collection import Collection
 from peerformer.protocol.conduct import describe
 from peerformer.protocol.identity import name_of
-from peerformer.protocol.membership import Members
+from peerformer.protocol.membership import ROLE_WORDS, SUSPENDED, Members, subject_of
 from peerformer.protocol.messages import (
-    HARMFUL,
-    REFUSAL_WORDS,
     Admission,
     Attestation,
     Certified,
     Departure,
     Eviction,
-    digest_of,
+    Return,
 )
 from peerformer.protocol.outbox import Outbox
+from peerformer.protocol.refusals import HARMFUL, REFUSAL_WORDS
 
 
 def report_decided(
@@ -34,7 +33,7 @@ def report_decided(
         events.RoundCommitted(
             round=header.round,
             view=item.certificate.view,
-            digest=digest_of(header).hex(),
+            digest=header.digest.hex(),
             state_root=header.state_root.hex(),
             contributions=len({entry.peer for entry in header.contributions} | refused),
             accepted=sum(entry.peer not in refused for entry in header.contributions),
@@ -86,6 +85,15 @@ def _report_members(outbox: Outbox, item: Certified, before: Members, after: Mem
     number = item.header.round
     for member in after.members:
         earlier = before.get(member.peer)
+        if member.role == SUSPENDED and earlier is not None and earlier.role != SUSPENDED:
+            outbox.report(
+                events.PeerSuspended(
+                    round=number,
+                    peer=member.peer.hex(),
+                    name=name_of(member.peer),
+                    idle_rounds=member.idle_rounds,
+                )
+            )
         if member.quarantined_until and (earlier is None or not earlier.quarantined_until):
             outbox.report(
                 events.PeerQuarantined(
@@ -98,7 +106,7 @@ def _report_members(outbox: Outbox, item: Certified, before: Members, after: Mem
     for operation in item.header.operations:
         match operation:
             case Eviction(evidence):
-                peer = evidence.first.sender
+                peer = subject_of(operation)
                 outbox.report(
                     events.PeerEvicted(
                         round=number,
@@ -108,17 +116,42 @@ def _report_members(outbox: Outbox, item: Certified, before: Members, after: Mem
                     ),
                     evidence,
                 )
+                _report_strikes(outbox, number, peer, before, after)
             case Admission(join):
                 peer = join.sender
-                outbox.report(events.PeerJoined(round=number, peer=peer.hex(), name=name_of(peer)))
+                newcomer = after.get(peer)
+                role = ROLE_WORDS[newcomer.role] if newcomer else ""
+                outbox.report(
+                    events.PeerJoined(round=number, peer=peer.hex(), name=name_of(peer), role=role)
+                )
+            case Return(rejoin):
+                peer = rejoin.sender
+                outbox.report(
+                    events.PeerReturned(round=number, peer=peer.hex(), name=name_of(peer))
+                )
             case Departure(leave):
                 peer = leave.sender
                 outbox.report(events.PeerLeft(round=number, peer=peer.hex(), name=name_of(peer)))
 
 
+def _report_strikes(
+    outbox: Outbox, number: int, evicted: bytes, before: Members, after: Members
+) -> None:
+    for peer in before.vouchers_of(evicted):
+        if after.get(peer) is not None:
+            outbox.report(
+                events.PeerStruck(
+                    round=number,
+                    peer=peer.hex(),
+                    name=name_of(peer),
+                    reason=f"it vouched for {name_of(evicted)}, which was evicted",
+                )
+            )
+
+
 def report_fork(outbox: Outbox, mine: Certified, other: Certified) -> None:
     """Report two valid certificates for one round."""
-    ours, theirs = digest_of(mine.header).hex(), digest_of(other.header).hex()
+    ours, theirs = mine.header.digest.hex(), other.header.digest.hex()
     outbox.report(
         events.ForkSeen(round=mine.header.round, digests=(ours, theirs)),
     )

@@ -2,13 +2,14 @@
 
 from peerformer import events
 from peerformer.protocol.chain import Chain
-from peerformer.protocol.conduct import culprit_of, describe
+from peerformer.protocol.conduct import accused_of, culprit_of, describe, exhibit_of
 from peerformer.protocol.genesis import ADMISSION_OPEN
 from peerformer.protocol.identity import name_of
-from peerformer.protocol.membership import join_hash, operation_fault, subject_of
+from peerformer.protocol.membership import GUEST, SUSPENDED, VOTER, subject_of
 from peerformer.protocol.messages import (
     OPERATIONS_MAX,
     Admission,
+    Contradiction,
     Departure,
     Envelope,
     Eviction,
@@ -16,25 +17,31 @@ from peerformer.protocol.messages import (
     Join,
     Leave,
     Operation,
+    Rejoin,
     Requested,
-    Voucher,
+    Return,
     sign,
 )
+from peerformer.protocol.operations import operation_fault
 from peerformer.protocol.outbox import Outbox
+from peerformer.protocol.trials import Trials
+from peerformer.protocol.vouching import Vouching
 
-VOUCHERS_MAX = 8  # as many as an admission can carry
 JOIN_RENEWED_ROUNDS = 50  # a request this old is signed anew
 
 
 class Requests:
     """Operations that wait for a header, by the peer they are about."""
 
-    def __init__(self, chain: Chain, outbox: Outbox, chain_anchor: bytes) -> None:
-        """Start with none."""
-        self.chain, self.outbox, self.chain_anchor = chain, outbox, chain_anchor
+    def __init__(self, chain: Chain, outbox: Outbox, chain_anchor: bytes, role: int) -> None:
+        """Start with none; `role` is the one that I want."""
+        self.chain, self.outbox = chain, outbox
+        self.chain_anchor, self.role = chain_anchor, role
         self.operations: dict[bytes, Operation] = {}
+        self.vouching, self.trials = Vouching(chain, outbox), Trials(outbox)
         self.wants_membership = True
         self._join: Envelope | None = None
+        self._rejoin: Envelope | None = None
 
     def fault(self, operation: Operation) -> str | None:
         """Return why an operation cannot stand in the next header, or None."""
@@ -43,9 +50,9 @@ class Requests:
         return operation_fault(operation, members, genesis, self.chain.chain_id, number)
 
     def convict(self, evidence: Evidence) -> None:
-        """Turn two statements that convict a member into a request to evict it."""
+        """Turn evidence that I have checked, all of it, into a request to evict."""
         culprit = culprit_of(evidence, self.chain.chain_id)
-        if culprit is None or self.chain.members.get(culprit) is None:
+        if culprit is None or not self.chain.members.is_accountable(culprit):
             return
         if isinstance(self.operations.get(culprit), Eviction):
             return
@@ -62,69 +69,98 @@ class Requests:
             self.operations[subject] = operation
             self.outbox.broadcast(self.chain.members.voters, Requested(operation))
 
-    def on_requested(self, operation: Operation) -> str | None:
+    def on_requested(self, peer: bytes, operation: Operation) -> str | None:
         """Take in what a peer asks for; returns why not, or None."""
         subject = subject_of(operation)
         held = self.operations.get(subject)
         if isinstance(operation, Eviction):
-            if self.fault(operation) is None:
-                self.convict(operation.evidence)
-                return None
-            return None if subject in self.chain.members.banned else "evidence convicts no member"
-        if isinstance(operation, Admission):
-            operation = self._vouched(operation, held)
-        if held is not None and (operation == held or not isinstance(operation, Admission)):
+            return self._on_evidence(peer, operation)
+        if held is not None and self.chain.operations_fault((held,)) is None:
             return None
-        fault = self.fault(operation)
-        if fault is None:
+        if isinstance(operation, Admission):
+            self._gather(operation)
+        elif self.chain.operations_fault((operation,)) is None:
             self._hold(operation)
         return None  # an old or early request is no fault: rounds move on
 
-    def _vouched(self, operation: Admission, held: Operation | None) -> Admission:
-        """Join the vouchers that are known for one request, mine among them."""
-        if isinstance(held, Admission) and held.join != operation.join:
-            return held
-        vouchers = {voucher.sender: voucher for voucher in operation.vouchers}
-        if isinstance(held, Admission):
-            vouchers |= {voucher.sender: voucher for voucher in held.vouchers}
-        me, needed = self.outbox.keys.peer_id, self.chain.genesis.limits.vouchers
-        if me in self.chain.members.voters and len(vouchers) < needed and me not in vouchers:
-            voucher = Voucher(join_hash(operation.join))
-            vouchers[me] = sign(self.outbox.keys, self.chain.chain_id, voucher)
-        chosen = tuple(vouchers[sender] for sender in sorted(vouchers))[:VOUCHERS_MAX]
-        return Admission(operation.join, chosen)
+    def _on_evidence(self, peer: bytes, operation: Eviction) -> str | None:
+        """Check evidence that a peer tells me of; its fault if it convicts nobody."""
+        evidence, chain = operation.evidence, self.chain
+        if not chain.members.is_accountable(accused_of(evidence)):
+            return None  # it is banned, gone or not here yet: no fault of who tells me
+        if culprit_of(evidence, chain.chain_id) is None:
+            return "evidence convicts no member"
+        if self.fault(operation) is not None:
+            return None  # it comes late
+        if isinstance(evidence, Contradiction):
+            self.convict(evidence)
+            return None
+        decodes = self.trials.verdicts.get(exhibit_of(evidence))
+        if decodes is None:
+            self.trials.accuse(evidence, peer)
+        elif not decodes:
+            self.convict(evidence)
+        return "evidence convicts nobody: the contribution decodes" if decodes else None
 
-    def leave(self, number: int) -> None:
+    def _gather(self, offered: Admission) -> None:
+        """Hold a request to join once it has the vouchers it takes; until then pass on the news."""
+        gathered = self.vouching.add(offered)
+        if gathered is None:
+            return
+        admission, is_news = gathered
+        if self.chain.operations_fault((admission,)) is None:
+            self._hold(admission)
+        elif is_news:
+            self.outbox.broadcast(self.chain.members.voters, Requested(admission))
+
+    def leave(self) -> None:
         """Ask to be let go; the last voter just goes."""
         self.wants_membership = False
-        me = self.outbox.keys.peer_id
-        member = self.chain.members.get(me)
-        if member is None or self.chain.members.voters == (me,):
-            self.outbox.report(events.PeerLeft(round=number - 1, peer=me.hex(), name=name_of(me)))
+        me, tip = self.outbox.keys.peer_id, self.chain.tip
+        if self.chain.members.get(me) is None or self.chain.members.voters == (me,):
+            self.outbox.report(events.PeerLeft(round=tip, peer=me.hex(), name=name_of(me)))
             return
-        self._hold(Departure(sign(self.outbox.keys, self.chain.chain_id, Leave(number))))
+        self._hold(Departure(sign(self.outbox.keys, self.chain.chain_id, Leave(tip + 1))))
 
     def tick(self, *, ready: bool) -> None:
-        """Ask for admission while I am no member and hold the agreed state; repeat a leave."""
+        """Ask for what I lack while I hold the agreed state: membership, or the vote of a guest."""
         me, members = self.outbox.keys.peer_id, self.chain.members
-        if members.get(me) is not None or me in members.banned:
-            mine = self.operations.get(me)
-            if isinstance(mine, Departure):
-                self.outbox.broadcast(members.voters, Requested(mine))
-            return
-        wanted = self.wants_membership and ready
-        if not wanted or self.chain.genesis.limits.admission != ADMISSION_OPEN:
+        member, mine = members.get(me), self.operations.get(me)
+        if isinstance(mine, Departure):
+            self.outbox.broadcast(members.voters, Requested(mine))
+        elif member is not None and not self.wants_membership:
+            self.leave()  # the others left first: nobody would remain, or my request was lost
+        elif self.wants_membership and ready and me not in members.banned:
+            if member is None or (member.role, self.role) == (GUEST, VOTER):
+                self._ask_to_join(member.joined if member else 0)
+            elif member.role == SUSPENDED:
+                self._ask_to_return(member.suspended_from)
+
+    def _ask_to_join(self, since: int) -> None:
+        """Ask for admission, with a request no older than my present membership."""
+        if self.chain.genesis.limits.admission != ADMISSION_OPEN:
             return
         number = self.chain.tip + 1
         statement = self._join.statement if self._join else None
-        if not isinstance(statement, Join) or statement.round < number - JOIN_RENEWED_ROUNDS:
-            join = Join(number, self.chain_anchor)
+        oldest = max(since, number - JOIN_RENEWED_ROUNDS)
+        if not isinstance(statement, Join) or statement.round < oldest:
+            join = Join(number, self.chain_anchor, self.role)
             self._join = sign(self.outbox.keys, self.chain.chain_id, join)
         assert self._join is not None
-        self.outbox.broadcast(members.voters, Requested(Admission(self._join, ())))
+        self.outbox.broadcast(self.chain.members.voters, Requested(Admission(self._join, ())))
+
+    def _ask_to_return(self, since: int) -> None:
+        """Say that I am back, once for each suspension."""
+        statement = self._rejoin.statement if self._rejoin else None
+        if not isinstance(statement, Rejoin) or statement.round < since:
+            rejoin = Rejoin(self.chain.tip + 1)
+            self._rejoin = sign(self.outbox.keys, self.chain.chain_id, rejoin)
+        assert self._rejoin is not None
+        self.outbox.broadcast(self.chain.members.voters, Requested(Return(self._rejoin)))
 
     def drop_settled(self) -> None:
         """Forget what a header carried, or what can no longer stand in one."""
+        self.vouching.drop_settled()
         for subject, operation in list(self.operations.items()):
             if self.chain.operations_fault((operation,)) is not None:
                 del self.operations[subject]

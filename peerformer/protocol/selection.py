@@ -12,19 +12,15 @@ from dataclasses import dataclass
 
 from peerformer.protocol.codec import MalformedError
 from peerformer.protocol.genesis import Limits
-from peerformer.protocol.membership import VOTER, Member, Members, tolerated_faults
-from peerformer.protocol.messages import (
+from peerformer.protocol.membership import SUSPENDED, VOTER, Member, Members, tolerated_faults
+from peerformer.protocol.messages import Accepted, Attestation, Envelope, Judgement, Refused
+from peerformer.protocol.refusals import (
     BAD,
     EQUIVOCATED,
     HARMFUL,
     NO_SLOT,
     QUARANTINED,
     UNSUPPORTED,
-    Accepted,
-    Attestation,
-    Envelope,
-    Judgement,
-    Refused,
 )
 
 
@@ -67,7 +63,7 @@ def select(
     refused: list[Refused] = []
     for member in members.members:
         judgements = by_peer.get(member.peer)
-        if member.peer in gone or not judgements:
+        if member.peer in gone or member.role == SUSPENDED or not judgements:
             continue
         verdict = _judge(judgements, enough, limits.harm_micronats)
         if isinstance(verdict, Accepted) and member.quarantined_until > round_number:

@@ -15,14 +15,9 @@ from peerformer.protocol.collection import Collection
 from peerformer.protocol.effects import Adopt, Applied, Apply, FetchState
 from peerformer.protocol.identity import hash_of
 from peerformer.protocol.membership import peers_of
-from peerformer.protocol.messages import (
-    HEADERS_MAX,
-    NORM,
-    AskHeaders,
-    Certified,
-    Headers,
-)
+from peerformer.protocol.messages import HEADERS_MAX, AskHeaders, Certified, Headers
 from peerformer.protocol.outbox import Outbox
+from peerformer.protocol.refusals import NORM
 
 ASK_SECONDS = 1.0  # between two requests for headers to one peer
 ANSWER_SIZE_MAX = 1 << 20  # bytes of headers in one answer: well below a packet's limit

@@ -7,6 +7,7 @@ from peerformer import events
 from peerformer.peer import Participant
 from peerformer.protocol.identity import HashChain, KeyPair
 from peerformer.protocol.machine import Machine
+from peerformer.protocol.membership import VOTER
 from peerformer.simulate.disk import Disk
 
 HASH_CHAIN_LENGTH = 2_000  # more rounds than a world lasts
@@ -79,6 +80,7 @@ class Host:
     keys: KeyPair
     chain: HashChain
     attacks: tuple[str, ...] = ()
+    role: int = VOTER  # the one it asks for
     disk: Disk = field(default_factory=Disk)
     snapshot: tuple[int, bytes] | None = None  # the newest state saved, and its round
     snapshot_every: int = 1

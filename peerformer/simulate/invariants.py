@@ -15,17 +15,21 @@ from peerformer.protocol.effects import Report
 from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.identity import hash_of
 from peerformer.protocol.machine import Machine
+from peerformer.protocol.membership import VOTER, subject_of
 from peerformer.protocol.merkle import state_root
 from peerformer.protocol.messages import (
     STATEMENTS,
     Admission,
     Attestation,
     Certified,
+    Contradiction,
     Departure,
     Envelope,
     Eviction,
     HeaderBody,
+    Join,
     Packet,
+    Return,
     Timeout,
     signed_bytes,
 )
@@ -63,6 +67,7 @@ class Invariants:
         self.views: Counter[int] = Counter()  # view of decision -> rounds
         self.view_of: dict[int, int] = {}  # round -> lowest view of a certificate seen
         self.joins = self.evictions = 0
+        self._idle: Counter[bytes] = Counter()  # rounds in a row without an attestation
         self.on_first_said: Callable[[Host, str], None] = lambda host, kind: None
         self.on_first_decided: Callable[[Host], None] = lambda host: None
         self._seen_tip: dict[tuple[int, int], int] = {}
@@ -210,20 +215,41 @@ class Invariants:
             match operation:
                 case Admission(join):
                     self.joins += 1
-                    voters.add(join.sender)
+                    if isinstance(join.statement, Join) and join.statement.role == VOTER:
+                        self._idle[join.sender] = 0
+                        voters.add(join.sender)
                 case Departure(leave):
                     voters.discard(leave.sender)
-                case Eviction(evidence):
+                case Return(rejoin):
+                    self._idle[rejoin.sender] = 0
+                    voters.add(rejoin.sender)
+                case Eviction():
                     self.evictions += 1
-                    voters.discard(evidence.first.sender)
+                    voters.discard(subject_of(operation))
+        voters -= self._suspended(item, voters)
         self.voters[item.header.round + 1] = frozenset(voters)
 
+    def _suspended(self, item: Certified, voters: set[bytes]) -> set[bytes]:
+        """Those that attested nothing for so long that they are counted out."""
+        header, most = item.header, self.genesis.limits.idle_rounds_max
+        before = sorted(self.voters[header.round])
+        bits = int.from_bytes(header.attesters, "little")
+        for index, voter in enumerate(before):
+            self._idle[voter] = 0 if bits >> index & 1 else self._idle[voter] + 1
+        idle = {v for v in voters & set(before) if most and self._idle[v] >= most}
+        return idle if idle < voters else set()
+
     def _check_eviction(self, operation: Eviction, number: int) -> None:
-        first, second = operation.evidence.first, operation.evidence.second
-        hosts = self.by_id.get(first.sender, [])
+        """Whoever is evicted lies, and signed what convicts it."""
+        evidence = operation.evidence
+        if isinstance(evidence, Contradiction):
+            signed = [evidence.first, evidence.second]
+        else:
+            signed = [evidence.attestation]
+        hosts = self.by_id.get(signed[0].sender, [])
         if any(self._judged(host) for host in hosts):
             self.fail("no honest peer is incriminated", f"round {number} evicts {hosts[0].index}")
-        for envelope in (first, second):
+        for envelope in signed:
             message = signed_bytes(self.chain_id, envelope.kind, envelope.body)
             if not hosts or hosts[0].keys.sign(message) != envelope.signature:
                 self.fail("evidence is signed", f"round {number} evicts on a forged statement")

@@ -15,7 +15,7 @@ from peerformer.protocol.merkle import state_root
 
 BLOB_SIZE_BYTES = 40
 STATE_SIZE_BYTES = 32
-POISON = b"\xff" * 8
+PLAIN, POISON = bytes(8), b"\xff" * 8  # how every blob begins
 
 
 def first_state() -> bytes:
@@ -36,16 +36,17 @@ class ToyBench:
 
     def train(self, round_number: int, seed: bytes, should_stop: Callable[[], bool]) -> Made | None:
         """Make a blob of the state and the seed; a poisoner's begins with POISON."""
-        mark = POISON if self.poisons else bytes(8)
+        mark = POISON if self.poisons else PLAIN
         return Made(
             mark + hash_of("toy blob", self.state, seed, bytes([self.life % 256])), bytes(32), 100
         )
 
     def check(self, blob: bytes, score_seed: bytes | None) -> Checked:
-        """Score poison as harmful."""
-        if len(blob) != BLOB_SIZE_BYTES:
-            return Checked("length", None)
-        harmful = blob.startswith(POISON)
+        """Refuse what does not begin as a toy blob does, and score poison as harmful."""
+        mark = blob[: len(PLAIN)]
+        if len(blob) != BLOB_SIZE_BYTES or mark not in (PLAIN, POISON):
+            return Checked("not a toy blob", None, malformed=True)
+        harmful = mark == POISON
         return Checked(None, None if score_seed is None else (-10_000 if harmful else 10_000))
 
     def apply(

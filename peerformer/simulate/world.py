@@ -28,6 +28,7 @@ from peerformer.protocol.effects import (
     Event,
     FetchBlob,
     FetchState,
+    Inspect,
     Persist,
     Received,
     Report,
@@ -152,6 +153,7 @@ class World:
             addresses=(f"host-{index}:1",),
             records=host.disk.load(),
             state_round=number,
+            role=host.role,
             unpack=self._unpack,
             now=self.now + host.clock_offset,
         )
@@ -164,8 +166,9 @@ class World:
                 self._link(host, other)
 
     def _participant(self, host: Host, peer: Peer) -> Participant:
-        if "sign-flip" in host.attacks:
-            return corrupt(peer, "sign-flip")
+        for name in ("sign-flip", "garbage"):
+            if name in host.attacks:
+                return corrupt(peer, name)
         lies = tuple(name for name in host.attacks if name not in BENCH_ATTACKS)
         return (
             Byzantine(peer, lies, Random(f"{self.seed}/{host.index}"), self.plot) if lies else peer
@@ -346,22 +349,40 @@ class World:
             self._fetch(host, work, self.now + FETCH_SECONDS_MAX)
         elif isinstance(work, Dial):
             self._dial(host, work)
+        elif isinstance(work, Inspect) and work.exhibit.blob_hash not in host.blobs.held:
+            self._inspect(host, work)
         else:
-            seconds = self.train_seconds(host.index) if isinstance(work, Train) else 0.02
-            host.busy_until = max(host.busy_until, self.now) + seconds
-            life = host.life
+            self._perform(host, work)
 
-            def perform() -> None:
-                if host.life == life and host.peer is not None:
-                    if self.now < host.frozen_until:
-                        self.at(host.frozen_until - self.now, perform)
-                        return
-                    finished = host.peer.perform(work)
-                    if isinstance(work, Adopt):
-                        self._save(host)
-                    self._event(host, finished)
+    def _perform(self, host: Host, work: Work) -> None:
+        seconds = self.train_seconds(host.index) if isinstance(work, Train) else 0.02
+        host.busy_until = max(host.busy_until, self.now) + seconds
+        life = host.life
 
-            self.at(host.busy_until - self.now, perform)
+        def perform() -> None:
+            if host.life == life and host.peer is not None:
+                if self.now < host.frozen_until:
+                    self.at(host.frozen_until - self.now, perform)
+                    return
+                finished = host.peer.perform(work)
+                if isinstance(work, Adopt):
+                    self._save(host)
+                self._event(host, finished)
+
+        self.at(host.busy_until - self.now, perform)
+
+    def _inspect(self, host: Host, work: Inspect) -> None:
+        """Fetch what evidence is about, then look at it."""
+        wanted = work.exhibit
+        fetch = FetchBlob(wanted.round, wanted.author, wanted.blob_hash, wanted.size, work.sources)
+
+        def look(*, held: bool) -> None:
+            if held:
+                self._perform(host, work)
+            else:
+                self._event(host, WorkFinished(work, None))
+
+        self._fetch(host, fetch, self.now + FETCH_SECONDS_MAX, look)
 
     def _save(self, host: Host) -> None:
         assert host.peer is not None
@@ -379,18 +400,30 @@ class World:
                     self._link(host, other)
         self._soon(host, WorkFinished(work, reached), 0.05)
 
-    def _fetch(self, host: Host, work: FetchBlob | FetchState, deadline: float) -> None:
+    def _fetch(
+        self,
+        host: Host,
+        work: FetchBlob | FetchState,
+        deadline: float,
+        then: Callable[..., None] | None = None,
+    ) -> None:
         life = host.life
+
+        def done(*, held: bool) -> None:
+            if then is not None:
+                then(held=held)
+            else:
+                self._event(host, WorkFinished(work, held))
 
         def attempt() -> None:
             if host.life != life or host.peer is None:
                 return
             for peer in work.sources:
                 if any(self._copy(host, source, work) for source in self.by_id.get(peer, ())):
-                    self._event(host, WorkFinished(work, True))
+                    done(held=True)
                     return
             if self.now >= deadline:
-                self._event(host, WorkFinished(work, False))
+                done(held=False)
             else:
                 self.at(FETCH_RETRY_SECONDS, attempt)
 

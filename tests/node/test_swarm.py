@@ -10,11 +10,20 @@ import pytest
 
 from peerformer import events
 from peerformer.events import read_journal
+from peerformer.gradients.audit import check_bounds
+from peerformer.model.transformer import Transformer
 from peerformer.node.assemble import PeerOptions
 from peerformer.node.directory import SwarmDirectory
+from peerformer.node.evidence import evidence_file
+from peerformer.node.keyring import save_key
 from peerformer.node.overview import overview
 from peerformer.node.supervisor import Supervisor
+from peerformer.protocol.codec import decode
+from peerformer.protocol.conduct import culprit_of, exhibit_of, is_exhibit
+from peerformer.protocol.identity import KeyPair, name_of
+from peerformer.protocol.messages import Eviction, FalseHolding
 from peerformer.settings import resolve
+from peerformer.train.recipe import recipe_config
 
 SECONDS_MAX = 90.0
 SMALL = {
@@ -129,6 +138,52 @@ def test_a_newcomer_joins_and_an_equivocator_is_evicted(supervisor: Supervisor) 
     assert evicted == [liar]
     supervisor.children[liar].process.join(20)
     assert supervisor.children[liar].process.exitcode == 5
+
+
+@pytest.mark.timeout(200)
+def test_a_voter_that_attests_garbage_is_evicted_and_anybody_can_check_why(
+    supervisor: Supervisor,
+) -> None:
+    supervisor.found(small(4), lambda _: None)
+    names = [directory.name for directory in supervisor.swarm.peers()]
+    liar, honest = names[0], names[1:]
+    start(supervisor, {liar: "garbage"})
+    until(supervisor, lambda now: row(now, liar)["state"] == "evicted")
+    at_round(supervisor, overview(supervisor.swarm)["round"], honest)
+    journal = list(read_journal(supervisor.swarm.peer(honest[0]).journal))
+    (event,) = (event for event in journal if isinstance(event, events.PeerEvicted))
+    assert event.name == liar and "does not decode" in event.evidence
+
+    # Another program: the genesis, the evidence and the contribution are all that it has.
+    genesis = supervisor.swarm.genesis()
+    path = evidence_file(supervisor.swarm.peer(honest[0]).path, event)
+    evidence = decode(Eviction, path.read_bytes()).evidence
+    blob = path.with_suffix(".blob").read_bytes()
+    culprit = culprit_of(evidence, genesis.chain_id)
+    assert culprit and name_of(culprit) == liar and isinstance(evidence, FalseHolding)
+    assert is_exhibit(blob, exhibit_of(evidence), genesis.chain_id)
+    config = recipe_config(genesis.recipe, threads=1, data=None)
+    parameters = sum(p.numel() for p in Transformer(config.model).parameters())
+    assert check_bounds(blob, parameters, config.swarm.codec) is not None
+
+
+@pytest.mark.timeout(200)
+def test_a_guest_contributes_without_a_vote(supervisor: Supervisor) -> None:
+    supervisor.found(small(4), lambda _: None)
+    names = start(supervisor)
+    seed = b"\x77" * 32
+    guest = name_of(KeyPair.from_seed(seed).peer_id)
+    save_key(supervisor.swarm.peer(guest).make().key, seed)
+    supervisor.await_listening([supervisor.start(guest, PeerOptions(threads=1, guest=True))])
+    now = until(supervisor, lambda now: row(now, guest)["accepted"] > 0)
+    assert row(now, guest)["role"] == "guest" and now["quorum"] == 3
+    at_round(supervisor, now["round"] + 1, [*names, guest])
+    joined = [
+        (event.name, event.role)
+        for event in read_journal(supervisor.swarm.peer(names[0]).journal)
+        if isinstance(event, events.PeerJoined)
+    ]
+    assert joined == [(guest, "guest")]
 
 
 @pytest.mark.timeout(200)

@@ -8,7 +8,7 @@ from peerformer.protocol.certificates import certify
 from peerformer.protocol.chain import MEMBERS_KEPT, Chain, leader_of
 from peerformer.protocol.genesis import ADMISSION_OPEN, Founder, Genesis, Limits
 from peerformer.protocol.identity import HashChain, KeyPair
-from peerformer.protocol.membership import bits_of, join_hash, next_members, quorum
+from peerformer.protocol.membership import VOTER, Members, bits_of, next_members, quorum
 from peerformer.protocol.messages import (
     NO_HASH,
     PROTOCOL_VERSION,
@@ -16,18 +16,18 @@ from peerformer.protocol.messages import (
     Admission,
     Certified,
     Commit,
+    Contradiction,
     Departure,
     Eviction,
-    Evidence,
     Header,
     Join,
     Leave,
     Operation,
     Prepare,
     Voucher,
-    digest_of,
     sign,
 )
+from peerformer.protocol.operations import join_hash
 
 SEEDS = [bytes((i,)) * 32 for i in range(1, 8)]
 KEYS = {(keys := KeyPair.from_seed(seed)).peer_id: keys for seed in SEEDS}
@@ -39,6 +39,10 @@ GENESIS = Genesis(
     Limits(admission=ADMISSION_OPEN, joins_per_epoch=2),
     tuple(Founder(peer, LINKS[peer].links[0]) for peer in PEERS),
 )  # fmt: skip
+
+
+def following(chain: Chain, header: Header) -> Members:
+    return next_members(chain.members, header, GENESIS.limits)
 
 
 def draft(chain: Chain, builder: bytes = PEERS[0], **changes: object) -> Header:
@@ -66,12 +70,12 @@ def draft(chain: Chain, builder: bytes = PEERS[0], **changes: object) -> Header:
     header = replace(header, **changes)  # type: ignore[arg-type]
     if "next_members_hash" in changes:
         return header
-    return replace(header, next_members_hash=next_members(chain.members, header).hash)
+    return replace(header, next_members_hash=following(chain, header).hash)
 
 
 def certified(chain: Chain, header: Header, signers: int | None = None) -> Certified:
     voters = chain.members.voters
-    vote = Commit(header.round, 0, digest_of(header))
+    vote = Commit(header.round, 0, header.digest)
     count = quorum(len(voters)) if signers is None else signers
     signed = {p: sign(KEYS[p], chain.chain_id, vote).signature for p in voters[:count]}
     return Certified(header, certify(vote, signed, voters))
@@ -84,15 +88,15 @@ def grown(rounds: int) -> Chain:
     return chain
 
 
-def admission(chain: Chain, who: bytes = NEWCOMER) -> Admission:
-    join = sign(KEYS[who], chain.chain_id, Join(chain.tip + 1, LINKS[who].links[0]))
-    voucher = sign(KEYS[PEERS[0]], chain.chain_id, Voucher(join_hash(join)))
+def admission(chain: Chain, who: bytes = NEWCOMER, by: bytes = PEERS[0]) -> Admission:
+    join = sign(KEYS[who], chain.chain_id, Join(chain.tip + 1, LINKS[who].links[0], VOTER))
+    voucher = sign(KEYS[by], chain.chain_id, Voucher(join_hash(join)))
     return Admission(join, (voucher,))
 
 
 def eviction(chain: Chain, who: bytes) -> Eviction:
     one, two = (sign(KEYS[who], chain.chain_id, Prepare(1, 0, bytes((i,)) * 32)) for i in (1, 2))
-    return Eviction(Evidence(one, two))
+    return Eviction(Contradiction(one, two))
 
 
 def append_with(chain: Chain, *operations: Operation) -> str | None:
@@ -103,7 +107,7 @@ def test_headers_that_follow_enter_one_after_the_other() -> None:
     chain = grown(5)
     assert chain.tip == 5
     assert [item.header.round for item in chain.items] == [1, 2, 3, 4, 5]
-    assert chain.head == digest_of(chain.items[-1].header)
+    assert chain.head == chain.items[-1].header.digest
     assert chain.item(0) is None and chain.item(6) is None
 
 
@@ -150,7 +154,9 @@ def test_what_moves_the_members_is_bound_by_the_hash_of_the_next_ones(
 ) -> None:
     chain = grown(1)
     header = replace(draft(chain), **changes)  # type: ignore[arg-type]
-    moved = next_members(chain.members, header) != next_members(chain.members, draft(chain))
+    moved = next_members(chain.members, header, GENESIS.limits) != next_members(
+        chain.members, draft(chain), GENESIS.limits
+    )
     assert (chain.header_fault(header) == "wrong next members") == moved
 
 
@@ -222,6 +228,34 @@ def test_admissions_beyond_the_quota_of_an_epoch_are_refused() -> None:
     assert chain.joins_left() == 0
     last = next(o for o in three if chain.members.get(o.join.sender) is None)
     assert append_with(chain, last) == "too many admissions"
+
+
+def test_one_voter_vouches_for_two_admissions_in_100_rounds_unless_the_genesis_lifts_it() -> None:
+    lifted = replace(GENESIS, limits=replace(GENESIS.limits, joins_per_voucher=0))
+    for genesis in (GENESIS, lifted):
+        genesis = replace(genesis, limits=replace(genesis.limits, joins_per_epoch=9))
+        chain = Chain(genesis)
+        three = [admission(chain, who) for who in sorted((NEWCOMER, SECOND, THIRD))]
+        beyond = chain.operations_fault(tuple(three))
+        assert append_with(chain, *three[:2]) is None
+        again = append_with(chain, three[2])
+        if genesis.limits.joins_per_voucher:
+            assert beyond == again == "too many admissions on one voter's vouchers"
+            assert not chain.may_vouch(PEERS[0]) and chain.may_vouch(PEERS[1])
+            assert append_with(chain, admission(chain, three[2].join.sender, PEERS[1])) is None
+        else:
+            assert beyond is again is None
+
+
+def test_a_voter_may_vouch_again_after_100_rounds() -> None:
+    chain = Chain(replace(GENESIS, limits=replace(GENESIS.limits, idle_rounds_max=0)))
+    assert (
+        append_with(chain, *(admission(chain, who) for who in sorted((NEWCOMER, SECOND)))) is None
+    )
+    while chain.tip < 100:
+        assert not chain.may_vouch(PEERS[0]), chain.tip
+        assert chain.append(certified(chain, draft(chain, PEERS[chain.tip % 4]))) is None
+    assert chain.may_vouch(PEERS[0]) and chain.joins_left() == 2
 
 
 def test_a_second_certificate_for_a_decided_round_is_a_contradiction() -> None:

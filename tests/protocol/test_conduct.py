@@ -10,19 +10,24 @@ from hypothesis import strategies as st
 from peerformer.protocol.conduct import (
     SLOTS_PER_PEER_MAX,
     Ledger,
+    accused_of,
     contradiction,
     culprit_of,
     describe,
+    exhibit_of,
+    is_exhibit,
 )
 from peerformer.protocol.consensus import Consensus, SignCommit, SignPrepare, SignTimeout
-from peerformer.protocol.identity import KeyPair
+from peerformer.protocol.identity import KeyPair, blob_hash
 from peerformer.protocol.messages import (
     NO_HASH,
     Attestation,
     Commit,
+    Contradiction,
     Contribution,
     Envelope,
     Evidence,
+    FalseHolding,
     Judgement,
     Leave,
     Prepare,
@@ -66,7 +71,7 @@ TRUTHS: list[tuple[Statement, Statement]] = [
 
 
 def evidence_of(one: Statement, two: Statement, keys: KeyPair = KEYS) -> Evidence:
-    return Evidence(sign(keys, CHAIN, one), sign(keys, CHAIN, two))
+    return Contradiction(sign(keys, CHAIN, one), sign(keys, CHAIN, two))
 
 
 @pytest.mark.parametrize(("one", "two"), LIES)
@@ -98,9 +103,36 @@ def test_forged_foreign_and_mixed_evidence_convicts_nobody(one: Statement, two: 
     relabelled = replace(good.second, sender=OTHER.peer_id)
     undecodable = replace(good.second, body=good.second.body[:-1])
     for second in (forged, relabelled, undecodable, sign(OTHER, CHAIN, two), good.first):
-        assert culprit_of(Evidence(good.first, second), CHAIN) is None
-        assert culprit_of(Evidence(second, good.first), CHAIN) is None
+        assert culprit_of(Contradiction(good.first, second), CHAIN) is None
+        assert culprit_of(Contradiction(second, good.first), CHAIN) is None
     assert culprit_of(good, bytes(32)) is None
+
+
+def test_a_false_holding_is_about_the_very_contribution_that_was_attested() -> None:
+    blob, author = b"x" * 40, OTHER.peer_id
+    key = blob_hash(CHAIN, 3, author, [blob])
+    holds = Judgement(author, key, 40, True, None)
+    attestation = sign(KEYS, CHAIN, Attestation(3, (holds,)))
+    evidence = FalseHolding(attestation, author, key, 40)
+    assert culprit_of(evidence, CHAIN) == accused_of(evidence) == KEYS.peer_id
+    assert "does not decode" in describe(evidence) and "round 3" in describe(evidence)
+    exhibit = exhibit_of(evidence)
+    assert is_exhibit(blob, exhibit, CHAIN)
+    for other in (replace(exhibit, round=4), replace(exhibit, author=KEYS.peer_id),
+                  replace(exhibit, size=41), replace(exhibit, blob_hash=A)):  # fmt: skip
+        assert not is_exhibit(blob, other, CHAIN)
+    assert not is_exhibit(blob, exhibit, bytes(32)) and not is_exhibit(blob[1:], exhibit, CHAIN)
+    bad = sign(KEYS, CHAIN, Attestation(3, (replace(holds, holds=False),)))
+    broken = replace(attestation, body=attestation.body[:-1])
+    for wrong in (
+        replace(evidence, author=KEYS.peer_id), replace(evidence, blob_hash=A),
+        replace(evidence, size=39), replace(evidence, attestation=bad),
+        replace(evidence, attestation=replace(attestation, signature=bytes(64))),
+        replace(evidence, attestation=replace(attestation, sender=author)),
+        replace(evidence, attestation=broken),
+    ):  # fmt: skip
+        assert culprit_of(wrong, CHAIN) is None
+    assert culprit_of(evidence, bytes(32)) is None
 
 
 @settings(max_examples=200, deadline=None)

@@ -31,8 +31,10 @@ from peerformer.protocol.messages import (
     PACKET_SIZE_MAX,
     PACKETS,
     STATEMENTS,
+    Contradiction,
     Envelope,
     Evidence,
+    FalseHolding,
     pack,
     unpack,
 )
@@ -209,7 +211,7 @@ def test_a_genesis_that_can_found_a_swarm_is_read_as_it_was_written() -> None:
 
 
 def test_every_class_that_a_table_names_is_covered() -> None:
-    assert {*PACKETS, *STATEMENTS, Genesis, Evidence} <= set(KINDS)
+    assert {*PACKETS, *STATEMENTS, Genesis, Contradiction, FalseHolding} <= set(KINDS)
     assert {decoder.name for decoder in EACH} == {kind.__name__ for kind in KINDS}
 
 

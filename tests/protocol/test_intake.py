@@ -47,7 +47,6 @@ from peerformer.protocol.messages import (
     Said,
     Timeout,
     TimeoutCertificate,
-    digest_of,
     pack,
     sign,
     signed_bytes,
@@ -108,13 +107,13 @@ def gave_up(view: int, high: QuorumCertificate | None = None) -> TimeoutCertific
 
 
 def certified(body: HeaderBody, view: int = 0) -> Certified:
-    vote = Commit(1, view, digest_of(body.header))
+    vote = Commit(1, view, body.header.digest)
     signed = {k.peer_id: sign(k, CHAIN, vote).signature for k in KEYS}
     return Certified(body.header, certify(vote, signed, tuple(PEERS)))
 
 
 def lock_on(body: HeaderBody, view: int = 0) -> QuorumCertificate:
-    vote = Prepare(1, view, digest_of(body.header))
+    vote = Prepare(1, view, body.header.digest)
     signed = {k.peer_id: sign(k, CHAIN, vote).signature for k in KEYS}
     return certify(vote, signed, tuple(PEERS))
 
@@ -212,7 +211,7 @@ class Nonsense:
                 plain = [0, 1, 2, 3, current, current + 1, most, most - 1]
                 return min(draw.choice([*plain, *low]), most)
             case codec.Exactly(32):
-                digests = [digest_of(body.header) for body in self.bodies]
+                digests = [body.header.digest for body in self.bodies]
                 head = self.machine.chain.head
                 return draw.choice([*PEERS, STRANGER.peer_id, *digests, NO_HASH, CHAIN, head])
             case codec.Exactly(length):

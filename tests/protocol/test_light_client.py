@@ -33,7 +33,6 @@ from peerformer.protocol.messages import (
     Leave,
     PeerRecord,
     QuorumCertificate,
-    digest_of,
     sign,
     signed_bytes,
 )
@@ -151,7 +150,7 @@ def rehash(document: dict[str, Any]) -> None:
     assert isinstance(read, RoundCertificate)
     header = replace(read.header, members_hash=read.members.hash)
     document["header"]["members_hash"] = read.members.hash.hex()
-    document["certificate"]["digest"] = digest_of(header).hex()
+    document["certificate"]["digest"] = header.digest.hex()
 
 
 def with_hashes(tamper: Tamper) -> Tamper:
@@ -228,8 +227,10 @@ def forged(world: World, keys: list[KeyPair]) -> RoundCertificate:
         attesters=b"\0",
         operations=(),
     )
-    header = replace(header, next_members_hash=next_members(members, header).hash)
-    vote, chain_id = Commit(header.round, 0, digest_of(header)), world.genesis.chain_id
+    header = replace(
+        header, next_members_hash=next_members(members, header, world.genesis.limits).hash
+    )
+    vote, chain_id = Commit(header.round, 0, header.digest), world.genesis.chain_id
     signatures = tuple(sign(signer, chain_id, vote).signature for _, signer in rows if signer)
     bits = sum(1 << index for index, (_, signer) in enumerate(rows) if signer)
     certificate = QuorumCertificate(

@@ -24,7 +24,7 @@ from peerformer.protocol.genesis import ADMISSION_OPEN, Founder, Genesis, Limits
 from peerformer.protocol.headers import APPLIES_KEPT_MAX, BODIES_KEPT_MAX
 from peerformer.protocol.identity import HashChain, KeyPair
 from peerformer.protocol.machine import Machine
-from peerformer.protocol.membership import join_hash, subject_of
+from peerformer.protocol.membership import VOTER, subject_of
 from peerformer.protocol.messages import (
     NO_HASH,
     PROTOCOL_VERSION,
@@ -52,10 +52,10 @@ from peerformer.protocol.messages import (
     Timeout,
     TimeoutCertificate,
     Voucher,
-    digest_of,
     pack,
     sign,
 )
+from peerformer.protocol.operations import join_hash
 
 SEEDS = {(k := KeyPair.from_seed(bytes((i,)) * 32)).peer_id: bytes((i,)) * 32 for i in range(1, 5)}
 PEERS = sorted(SEEDS)
@@ -106,6 +106,7 @@ def body_by(
     machine = Machine(GENESIS, SEEDS[PEERS[builder]], now=NOW)
     for index in attesting:
         machine.collection.attestations[PEERS[index]] = sign(KEYS[index], CHAIN, Attestation(1, ()))
+    machine.collection.attestations.update(changes.get("attested", {}))
     machine.requests.operations.update(changes.get("operations", {}))
     body = machine.ballot.headers.draft(leads=True)
     assert body is not None
@@ -117,7 +118,7 @@ def leader(view: int) -> int:
 
 
 def proposed(body: HeaderBody, view: int, justify: TimeoutCertificate | None = None) -> Proposed:
-    envelope = sign(KEYS[leader(view)], CHAIN, Proposal(1, view, digest_of(body.header)))
+    envelope = sign(KEYS[leader(view)], CHAIN, Proposal(1, view, body.header.digest))
     return Proposed(envelope, body.header, body.attestations, justify)
 
 
@@ -129,13 +130,13 @@ def gave_up(view: int, high: QuorumCertificate | None = None) -> TimeoutCertific
 
 
 def certified(body: HeaderBody, view: int = 0) -> Certified:
-    vote = Commit(1, view, digest_of(body.header))
+    vote = Commit(1, view, body.header.digest)
     signed = {k.peer_id: sign(k, CHAIN, vote).signature for k in KEYS}
     return Certified(body.header, certify(vote, signed, tuple(PEERS)))
 
 
 def lock_on(body: HeaderBody, view: int = 0) -> QuorumCertificate:
-    vote = Prepare(1, view, digest_of(body.header))
+    vote = Prepare(1, view, body.header.digest)
     signed = {k.peer_id: sign(k, CHAIN, vote).signature for k in KEYS}
     return certify(vote, signed, tuple(PEERS))
 
@@ -155,7 +156,7 @@ def disk_of(*batches: list[Effect]) -> dict[str, bytes]:
 
 def test_a_round_goes_from_proposal_to_decision_on_valid_votes() -> None:
     machine, body = started(0), body_by(leader(0))
-    digest = digest_of(body.header)
+    digest = body.header.digest
     effects = hear(machine, KEYS[1], proposed(body, 0))
     (vote, *_) = sent(effects, Said, Prepare)
     assert vote.envelope.statement == Prepare(1, 0, digest)
@@ -265,7 +266,7 @@ def test_a_locked_header_is_proposed_again_by_the_next_leader() -> None:
         effects = hear(machine, KEYS[1], body)
     (again, *_) = sent(effects, Proposed)
     assert again.header == body.header
-    assert again.envelope.statement == Proposal(1, 1, digest_of(body.header))
+    assert again.envelope.statement == Proposal(1, 1, body.header.digest)
 
 
 @pytest.mark.parametrize("wrong", range(8))
@@ -273,7 +274,7 @@ def test_a_proposal_that_is_wrong_in_one_way_gets_no_vote(wrong: int) -> None:
     machine, body = started(0), body_by(1)
     good = proposed(body, 0)
     other, twin = body_by(2), body_by(1, attesting=(0, 1, 2))
-    out_of_turn = sign(KEYS[2], CHAIN, Proposal(1, 0, digest_of(other.header)))
+    out_of_turn = sign(KEYS[2], CHAIN, Proposal(1, 0, other.header.digest))
     sender = KEYS[1]
     packets = (
         replace(good, envelope=sign(KEYS[2], CHAIN, good.envelope.statement)),
@@ -295,7 +296,7 @@ def test_a_flood_of_valid_headers_neither_stalls_nor_kills_the_next_leader() -> 
     quorums = [(0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3), (0, 1, 2, 3)]
     joins = []
     for index in range(4):
-        join = sign(KeyPair.from_seed(bytes((80 + index,)) * 32), CHAIN, Join(1, NO_HASH))
+        join = sign(KeyPair.from_seed(bytes((80 + index,)) * 32), CHAIN, Join(1, NO_HASH, VOTER))
         joins.append(codec.encode(join))
     flood = []
     for attesting in quorums:
@@ -304,7 +305,7 @@ def test_a_flood_of_valid_headers_neither_stalls_nor_kills_the_next_leader() -> 
             voucher = sign(KEYS[2], CHAIN, Voucher(join_hash(join)))
             admission = Admission(join, (voucher,))
             flood.append(body_by(2, attesting=attesting, operations={join.sender: admission}))
-    assert len({digest_of(body.header) for body in flood}) > BODIES_KEPT_MAX
+    assert len({body.header.digest for body in flood}) > BODIES_KEPT_MAX
     victim, leading = started(0), started(leader(0))
     for body in flood:
         hear(victim, KEYS[2], body)
@@ -329,10 +330,10 @@ def test_a_header_of_many_views_does_not_crowd_out_the_next_one() -> None:
     headers = machine.ballot.headers
     for number in range(3 * BODIES_KEPT_MAX):  # stand-ins for what as many leaders proposed
         filler = replace(bodies[1].header, attestations_hash=bytes((number,)) * 32)
-        headers.bodies[digest_of(filler)] = HeaderBody(filler, ())
+        headers.bodies[filler.digest] = HeaderBody(filler, ())
     assert headers.add(bodies[2]) is None
-    assert digest_of(bodies[2].header) in headers.bodies
-    assert digest_of(body.header) in headers.bodies  # voted for: others may need it from me
+    assert bodies[2].header.digest in headers.bodies
+    assert body.header.digest in headers.bodies  # voted for: others may need it from me
     assert len(headers.bodies) <= BODIES_KEPT_MAX + 1
 
 
@@ -370,7 +371,7 @@ def test_what_was_never_verified_is_not_remembered_as_said() -> None:
     """A forged certificate, even while a decision waits for its header, must not fill slots."""
     machine, body = started(0), body_by(1)
     for index in (1, 2, 3):
-        hear(machine, KEYS[index], said(KEYS[index], Commit(1, 0, digest_of(body.header))))
+        hear(machine, KEYS[index], said(KEYS[index], Commit(1, 0, body.header.digest)))
     assert machine.ballot.consensus.decided and machine.chain.tip == 0
     good = gave_up(7)
     forged = replace(good, votes=tuple(replace(v, signature=bytes(64)) for v in good.votes))
@@ -403,12 +404,12 @@ def test_a_restarted_peer_claims_the_lock_it_had() -> None:
     machine, body = started(0), body_by(1)
     effects = hear(machine, KEYS[1], proposed(body, 0))
     for index in (1, 2):
-        vote = said(KEYS[index], Prepare(1, 0, digest_of(body.header)))
+        vote = said(KEYS[index], Prepare(1, 0, body.header.digest))
         effects += hear(machine, KEYS[index], vote)
     assert sent(effects, Said, Commit)
     again = started(0, records=disk_of(effects))
     (timeout, *_) = sent(again.handle(TimerFired("view"), NOW + 99), TimedOut)
-    assert timeout.high and timeout.high.digest == digest_of(body.header)
+    assert timeout.high and timeout.high.digest == body.header.digest
     assert timeout.envelope.statement.high_view == 0
 
 
@@ -449,7 +450,7 @@ def test_a_batch_of_headers_orders_the_newest_state_and_none_in_between() -> Non
             builder.collection.attestations[keys.peer_id] = envelope
         body = builder.ballot.headers.draft(leads=True)
         assert body is not None
-        vote = Commit(number, 0, digest_of(body.header))
+        vote = Commit(number, 0, body.header.digest)
         signed = {k.peer_id: sign(k, CHAIN, vote).signature for k in KEYS}
         items.append(Certified(body.header, certify(vote, signed, tuple(PEERS))))
     newcomer = Machine(GENESIS, SEEDS[PEERS[3]], state_round=-1, now=NOW)

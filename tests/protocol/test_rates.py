@@ -38,7 +38,6 @@ from peerformer.protocol.messages import (
     Hello,
     Packet,
     Peers,
-    digest_of,
     pack,
     sign,
     unpack,
@@ -90,7 +89,7 @@ def chain_of(length: int) -> list[Certified]:
             builder.collection.attestations[keys.peer_id] = envelope
         body = builder.ballot.headers.draft(leads=True)
         assert body is not None
-        vote = Commit(number, 0, digest_of(body.header))
+        vote = Commit(number, 0, body.header.digest)
         signed = {k.peer_id: sign(k, CHAIN, vote).signature for k in KEYS[:3]}
         assert builder.extend(Certified(body.header, certify(vote, signed, tuple(PEERS)))) is None
         builder.outbox.take()

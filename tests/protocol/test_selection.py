@@ -17,19 +17,21 @@ from peerformer.protocol.membership import (
     tolerated_faults,
 )
 from peerformer.protocol.messages import (
-    BAD,
-    EQUIVOCATED,
-    HARMFUL,
-    NO_SLOT,
-    QUARANTINED,
     STATEMENTS,
-    UNSUPPORTED,
     Accepted,
     Attestation,
     Contribution,
     Envelope,
     Judgement,
     Refused,
+)
+from peerformer.protocol.refusals import (
+    BAD,
+    EQUIVOCATED,
+    HARMFUL,
+    NO_SLOT,
+    QUARANTINED,
+    UNSUPPORTED,
 )
 from peerformer.protocol.selection import attestation_fault, contributions_needed, select
 

@@ -8,7 +8,8 @@ import pytest
 from peerformer.events import SyncFinished
 from peerformer.protocol.conduct import culprit_of
 from peerformer.protocol.effects import Persist
-from peerformer.protocol.messages import HARMFUL, Eviction, digest_of
+from peerformer.protocol.messages import Eviction
+from peerformer.protocol.refusals import HARMFUL
 from peerformer.simulate.host import Host
 from peerformer.simulate.invariants import Invariants, Violation
 from peerformer.simulate.world import World
@@ -36,7 +37,7 @@ def revive(world: World, index: int, after: float = 3.0) -> None:
 def digests(world: World, index: int) -> list[bytes]:
     peer = world.hosts[index].peer
     assert peer is not None
-    return [digest_of(item.header) for item in peer.machine.chain.items]
+    return [item.header.digest for item in peer.machine.chain.items]
 
 
 def saved(world: World, index: int) -> int:

@@ -13,6 +13,7 @@ from peerformer import events
 from peerformer.errors import ConfigError, DataError, PeerformerError
 from peerformer.events import read_journal
 from peerformer.node.directory import find_swarm
+from peerformer.node.evidence import evidence_file
 from peerformer.node.overview import chosen_peer
 from peerformer.node.stored import stored_headers
 from peerformer.protocol.light_client import (
@@ -60,7 +61,8 @@ def log(
     after = datetime.now(UTC) - _duration(since) if since else None
     # What convicts is the result then, and what is told of it is not to get into the file.
     told = sys.stderr if evidence and round_number is not None else sys.stdout
-    for event in read_journal(_journal(run, peer)):
+    journal = _journal(run, peer)
+    for event in read_journal(journal):
         fields = msgspec.to_builtins(event)
         if about is not None and about not in (fields.get("name"), fields.get("leader")):
             continue
@@ -70,6 +72,9 @@ def log(
             continue
         if after is not None and datetime.fromisoformat(event.time) < after:
             continue
+        kept = _evidence_of(journal, event) if evidence else None
+        if kept is not None:
+            fields["file"] = str(kept)
         print(json.dumps(fields) if json_output else _line(event, fields), file=told)
     if told is sys.stderr and round_number is not None:
         convicting = _decided(run, peer, round_number)[1]
@@ -82,8 +87,17 @@ _CONDUCT = (
     events.Misbehaved,
     events.PeerQuarantined,
     events.PeerEvicted,
+    events.PeerStruck,
     events.ForkSeen,
 )
+
+
+def _evidence_of(journal: Path, event: events.Event) -> Path | None:
+    """The file that convicts whom an event is about, where there is one."""
+    if not isinstance(event, events.PeerEvicted):
+        return None
+    path = evidence_file(journal.parent, event)
+    return path if path.is_file() else None
 
 
 def _journal(run: str | None, peer: str | None) -> Path:

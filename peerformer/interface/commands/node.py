@@ -37,6 +37,9 @@ def node(
     data: Annotated[
         Path | None, Parameter(help="This peer's own text; it never leaves this machine.")
     ] = None,
+    guest: Annotated[
+        bool, Parameter(negative=(), help="Join to contribute without a vote; not for a founder.")
+    ] = False,
     run: Annotated[str | None, Parameter(help="Where to keep the files, under runs/.")] = None,
     seed: Annotated[int | None, Parameter(help="Seed of a new swarm's initial weights.")] = None,
     console: Annotated[bool, Parameter(help="Read commands from the terminal.")] = True,
@@ -46,6 +49,8 @@ def node(
     if not 0 <= port <= 65_535:
         raise ConfigError("--port must be between 0 and 65535", why=f"given: {port}")
     swarm = SwarmDirectory(Path("runs") / (run or f"node-{port}"))
+    if guest and not bootstrap and not swarm.genesis_file.exists():
+        raise ConfigError("a guest founds no swarm", hint="--bootstrap HOST:PORT joins one")
     own_data = DataConfig(path=str(data)) if data else None
     overrides = {
         "swarm.peers": 1,
@@ -67,7 +72,7 @@ def node(
             note(f"founded     a new swarm in {swarm.path}")
     elif bootstrap is None:
         note(f"resumed     {swarm.path}, as of {datetime.now(UTC):%H:%M}")
-    peer_options = PeerOptions(host, port, data=own_data)
+    peer_options = PeerOptions(host, port, guest=guest, data=own_data)
     reason = run_loop(_run(swarm, peer_options, bootstrap, with_console=console))
     note(f"stopped     {reason}; the same command goes on")
 

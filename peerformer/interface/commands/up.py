@@ -5,12 +5,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from peerformer.config import Config
 from peerformer.errors import ConfigError, Interrupted, PeerformerError, SwarmError
 from peerformer.interface.options import ConfigOptions, resolve_options
 from peerformer.interface.swarm_view import SwarmView
@@ -20,6 +22,7 @@ from peerformer.node.founding import new_directory, run_name
 from peerformer.node.overview import overview
 from peerformer.node.supervisor import Supervisor
 from peerformer.protocol.membership import tolerated_faults
+from peerformer.settings import DEFAULT, Resolved
 
 LOOK_SECONDS = 0.5
 VALIDATORS = 2  # so many of the peers measure bits per byte; each round costs them a moment
@@ -89,12 +92,20 @@ def open_swarm(
             return supervisor
     chosen = {name: value for name, value in overrides.items() if name != "size"}
     sized = ConfigOptions(overrides["size"], options.files, options.settings)
-    config = resolve_options(sized, chosen).config
+    config = _lab(resolve_options(sized, chosen))
     name = run_name(f"{datetime.now(UTC):%Y-%m-%d}", run, str(time.time_ns()).encode())
     supervisor = Supervisor(new_directory(name, root))
     supervisor.found(config, note)
     note(f"swarm       {supervisor.swarm.path}   Ctrl-C stops; up --run {name} resumes")
     return supervisor
+
+
+def _lab(resolved: Resolved) -> Config:
+    """A swarm on one machine has nobody to defend against: lift the quota that is not asked for."""
+    config = resolved.config
+    if resolved.origins["swarm.joins_per_voucher"] != DEFAULT:
+        return config
+    return replace(config, swarm=replace(config.swarm, joins_per_voucher=0))
 
 
 def start_all(
