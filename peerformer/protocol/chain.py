@@ -7,14 +7,16 @@ concern.
 """
 
 from collections import Counter
+from collections.abc import Callable
 
 from peerformer.protocol.certificates import decided_fault
-from peerformer.protocol.genesis import Genesis
+from peerformer.protocol.genesis import Genesis, Limits
 from peerformer.protocol.identity import hash_of, reveals
 from peerformer.protocol.membership import (
     EPOCH_ROUNDS,
     VOTER,
     Members,
+    first_beacon,
     founders,
     next_members,
     peers_of,
@@ -31,21 +33,27 @@ from peerformer.protocol.messages import (
 )
 from peerformer.protocol.operations import operations_fault
 
+Succeed = Callable[[Members, Header, Limits], Members]
 MEMBERS_KEPT = 64  # member sets of recent rounds, to check a late certificate against
 
 
 class Chain:
     """The certified headers from round 1 on, and what follows from them."""
 
-    def __init__(self, genesis: Genesis) -> None:
-        """Start at the genesis, which is round 0."""
+    def __init__(self, genesis: Genesis, succeed: Succeed = next_members) -> None:
+        """Start at the genesis, which is round 0.
+
+        `succeed` is `next_members`, or that with a memory: in a world of a thousand peers all
+        reckon the same members.
+        """
+        self.succeed = succeed
         self.genesis = genesis
         self.chain_id = genesis.chain_id
         self.items: list[Certified] = []
         self.members: Members = founders(genesis)  # of round tip + 1
         self.past_members: dict[int, Members] = {}
         self.head = self.chain_id  # digest of the newest header
-        self.beacon = hash_of("beacon", self.chain_id)
+        self.beacon = first_beacon(genesis)
         self.state_root = genesis.state_root
         self.admitted: list[tuple[int, tuple[bytes, ...]]] = []  # lately: round, and who vouched
 
@@ -73,7 +81,7 @@ class Chain:
             if given != due:
                 return f"wrong {what}"
         fault = lone_header_fault(
-            header, self.members, self.genesis, self.chain_id
+            header, self.members, self.genesis, self.chain_id, self.succeed
         ) or self._history_fault(header.operations)
         if fault:
             return fault
@@ -132,7 +140,7 @@ class Chain:
         admissions = [entry for entry in header.operations if isinstance(entry, Admission)]
         admitted = [(header.round, _vouching(admission)) for admission in admissions]
         self.admitted = self._lately() + admitted
-        self.members = next_members(self.members, header, self.genesis.limits)
+        self.members = self.succeed(self.members, header, self.genesis.limits)
         self.beacon = header.beacon
         self.head = header.digest
         self.state_root = header.state_root
@@ -163,7 +171,11 @@ class Chain:
 
 
 def lone_header_fault(
-    header: Header, members: Members, genesis: Genesis, chain_id: bytes
+    header: Header,
+    members: Members,
+    genesis: Genesis,
+    chain_id: bytes,
+    succeed: Succeed = next_members,
 ) -> str | None:
     """Return why no chain of this genesis holds the header in a round of these members, or None.
 
@@ -186,7 +198,7 @@ def lone_header_fault(
     fault = operations_fault(header.operations, members, genesis, chain_id, header.round)
     if fault:
         return fault
-    if header.next_members_hash != next_members(members, header, genesis.limits).hash:
+    if header.next_members_hash != succeed(members, header, genesis.limits).hash:
         return "wrong next members"
     return None
 

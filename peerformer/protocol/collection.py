@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from peerformer import events
+from peerformer.protocol.committee import is_assigned
 from peerformer.protocol.effects import Check, Checked, FetchBlob, Reveal, Train, Trained
 from peerformer.protocol.identity import hash_of, name_of
 from peerformer.protocol.membership import Members
@@ -34,7 +35,7 @@ class Collection:
     outbox: Outbox
     timing: Timing
     blob_size_max: int
-    scores_all: bool
+    scored_by: int  # so many voters score each contribution
     alive: Callable[[], set[bytes]]  # connected members that contributed lately, me included
     began: float
     contributions: dict[bytes, Contribution] = field(default_factory=dict)
@@ -63,7 +64,13 @@ class Collection:
 
     def start_training(self, now: float) -> None:
         """Train, unless a contribution for this round was signed before a restart."""
-        if self.training or self.trained or self.me not in self.members.contributors:
+        if self.training or self.trained:
+            return
+        if self.me not in self.members.contributors:
+            if self.me in self.members.voters:  # it only judges what others make
+                self.trained, self.trained_at = True, now
+                self.outbox.timer("commit", self.timing.commit_wait())
+                self._reveal_when_all_committed(now)
             return
         self.training, self.training_at = True, now
         self.outbox.work(Train(self.number, hash_of("shard", self.beacon, self.me)))
@@ -141,7 +148,8 @@ class Collection:
         self.outbox.timer("attest", self.timing.attest_wait())
         for author, statement in sorted(self.contributions.items()):
             if author != self.me:
-                self.fetch(author, statement.blob_hash, statement.size, (author,))
+                nearby = sorted(self.outbox.connected) if self.outbox.gossips else ()
+                self.fetch(author, statement.blob_hash, statement.size, (author, *nearby))
         self._attest_when_all_judged(now)
 
     def fetch(self, author: bytes, blob_hash: bytes, size: int, sources: tuple[bytes, ...]) -> None:
@@ -157,9 +165,16 @@ class Collection:
             self.waiting_for.discard(work.author)
             self._attest_when_all_judged(now)
             return
-        scored = self.scores_all and not self.attested
+        scored = not self.attested and self._is_mine_to_score(work.author)
         seed = hash_of("score", self.beacon, self.me) if scored else None
         self.outbox.work(Check(self.number, work.author, work.blob_hash, work.size, seed))
+
+    def _is_mine_to_score(self, author: bytes) -> bool:
+        """Few voters score everything; of many, those that the beacon assigns."""
+        voters = self.members.voters
+        return self.me in voters and is_assigned(
+            self.beacon, self.me, author, self.scored_by, len(voters)
+        )
 
     def on_checked(self, work: Check, result: Checked, now: float) -> None:
         """Judge a contribution."""

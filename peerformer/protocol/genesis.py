@@ -49,6 +49,8 @@ class Limits:
     train_milliseconds_max: U32 = 600_000  # the longest local training of a round
     joins_per_voucher: U16 = 2  # most admissions in 100 rounds on one voter's vouchers; 0: any
     idle_rounds_max: U16 = 30  # R_idle: a voter that attests in none of so many is suspended; 0: no
+    committee_size: U16 = 64  # above so many voters, so many of them are drawn to vote
+    committee_rounds: U16 = 100  # the rounds that a committee serves
 
 
 @dataclass(frozen=True)

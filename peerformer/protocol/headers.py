@@ -13,7 +13,7 @@ from peerformer.protocol.collection import Collection, attestations_hash
 from peerformer.protocol.conduct import exhibit_of
 from peerformer.protocol.effects import Applied, Apply
 from peerformer.protocol.identity import HashChain, hash_of
-from peerformer.protocol.membership import bits_of, next_members, peers_of, quorum, subject_of
+from peerformer.protocol.membership import bits_of, peers_of, quorum, subject_of
 from peerformer.protocol.messages import (
     NO_HASH,
     OPERATIONS_MAX,
@@ -104,7 +104,8 @@ class Headers:
             state_root=outcome.state_root,
         )
         header = replace(
-            header, next_members_hash=next_members(chain.members, header, chain.genesis.limits).hash
+            header,
+            next_members_hash=chain.succeed(chain.members, header, chain.genesis.limits).hash,
         )
         body = HeaderBody(header, attestations)
         assert self.add(body) is None, "my own header does not pass"

@@ -52,18 +52,25 @@ if TYPE_CHECKING:
     from peerformer.protocol.machine import Machine
 
 LATER_KEPT_MAX = 16  # packets of the next round kept per connection
+LATER_GOSSIP_MAX = 512  # where one connection carries what many say
+RELAYED_MAX = 32  # statements of one sender passed on in a round: a dozen views and double votes
 LATE_SECONDS = 1.0  # a straggler's vote just after the decision needs no answer
 FAULTS_MAX = 64  # a connection that sent so much false input is closed
 
 
-def receive(machine: "Machine", peer: bytes, frame: bytes) -> None:
-    """Take one frame in."""
+def receive(machine: "Machine", peer: bytes, frame: bytes) -> bool:
+    """Take one frame in; False if it was only another copy of what I passed on before."""
     try:
         packet = machine.unpack(frame)
     except MalformedError as error:
         blame(machine, peer, f"malformed: {error}")
-    else:
-        take(machine, peer, packet)
+        return True
+    if machine.outbox.gossips and isinstance(packet, Said | Proposed | TimedOut):
+        envelope = packet.envelope
+        if envelope.signature in machine.relayed.get(envelope.sender, ()):
+            return False
+    take(machine, peer, packet)
+    return True
 
 
 def take(machine: "Machine", peer: bytes, packet: Packet) -> None:
@@ -190,6 +197,27 @@ def _of_round(machine: "Machine", peer: bytes, packet: Packet) -> str | None:
             _keep(machine, peer, packet)
         machine.sync.claims[peer] = max(number - 1, machine.sync.claims.get(peer, 0))
         return None
+    if machine.outbox.gossips and isinstance(packet, Said | Proposed | TimedOut):
+        return _pass_on(machine, peer, packet)
+    return _of_this_round(machine, peer, packet)
+
+
+def _pass_on(machine: "Machine", peer: bytes, packet: Said | Proposed | TimedOut) -> str | None:
+    """Take in what goes around the circle, once, and pass it on if it is in order."""
+    passed = machine.relayed.setdefault(packet.envelope.sender, set())
+    signature = packet.envelope.signature
+    if signature in passed or packet.envelope.sender == machine.me:
+        return None
+    fault = _of_this_round(machine, peer, packet)
+    if fault is None and len(passed) < RELAYED_MAX:
+        passed.add(signature)
+        for neighbour in machine.outbox.neighbours:
+            if neighbour not in (peer, packet.envelope.sender):
+                machine.outbox.send(neighbour, packet)
+    return fault
+
+
+def _of_this_round(machine: "Machine", peer: bytes, packet: Packet) -> str | None:
     match packet:
         case Said(envelope):
             return _on_said(machine, peer, envelope)
@@ -218,7 +246,7 @@ def _keep(machine: "Machine", peer: bytes, packet: Packet) -> None:
         fits = (
             isinstance(packet, Said) or member and isinstance(packet, TimedOut | Prepared | GaveUp)
         )
-    if fits and len(kept) < LATER_KEPT_MAX:
+    if fits and len(kept) < (LATER_GOSSIP_MAX if machine.outbox.gossips else LATER_KEPT_MAX):
         machine.later[peer] = [*kept, packet]
 
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from peerformer.protocol import intake, reports
 from peerformer.protocol.anchors import is_of_book
 from peerformer.protocol.ballot import Ballot
-from peerformer.protocol.chain import Chain
+from peerformer.protocol.chain import Chain, Succeed
 from peerformer.protocol.codec import MalformedError, decode, encode
 from peerformer.protocol.collection import Collection
+from peerformer.protocol.committee import fingers
 from peerformer.protocol.conduct import ROUNDS_SERVED, Exhibit, Ledger
 from peerformer.protocol.consensus import Consensus
 from peerformer.protocol.effects import (
@@ -42,7 +43,7 @@ from peerformer.protocol.effects import (
 from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.headers import Headers
 from peerformer.protocol.identity import HashChain, KeyPair
-from peerformer.protocol.membership import VOTER, quorum
+from peerformer.protocol.membership import VOTER, next_members, quorum
 from peerformer.protocol.messages import Certified, Packet, Return, unpack
 from peerformer.protocol.neighbourhood import Link, Neighbourhood
 from peerformer.protocol.outbox import Outbox
@@ -76,6 +77,7 @@ class Machine:
         records: Mapping[str, bytes] | None = None,
         state_round: int = 0,
         unpack: Callable[[bytes], Packet] = unpack,
+        succeed: Succeed = next_members,
         role: int = VOTER,
         now: float,
     ) -> None:
@@ -89,6 +91,7 @@ class Machine:
             records: what `Persist` effects wrote before a restart.
             state_round: the round of the agreed state that the caller has installed, -1 for none.
             unpack: frame -> packet; a world of many peers decodes each frame once for all.
+            succeed: the members of the next round, likewise.
             role: what to ask for while this peer is no member, or a guest: VOTER or GUEST.
             now: seconds since 1970 on a clock that never goes back.
 
@@ -99,7 +102,7 @@ class Machine:
         self.unpack = unpack
         self.keys = KeyPair.from_seed(seed)
         self.genesis = genesis
-        self.chain = Chain(genesis)
+        self.chain = Chain(genesis, succeed)
         self.outbox = Outbox(self.keys, self.chain.chain_id)
         self.hash_chain = hash_chain or HashChain.from_seed(seed)
         self.timing = Timing(genesis.limits.train_milliseconds_max / 1_000)
@@ -117,6 +120,7 @@ class Machine:
         self.progress_at = now  # when I last persisted anything of a round
         self.forked: tuple[Certified, Certified] | None = None
         self.paused = False
+        self.relayed: dict[bytes, set[bytes]] = {}  # signatures passed on this round, by sender
         self._records = dict(records or {})
         self._restore_chain(state_round)
         self.neighbourhood.restore(self._records)
@@ -133,16 +137,20 @@ class Machine:
         return self.chain.members.get(self.me) is not None
 
     def alive(self) -> set[bytes]:
-        """Return the members that I hold alive: connected, and heard of in the last two rounds."""
-        number, members = self.chain.tip + 1, self.chain.members
-        heard = {
-            m.peer: max(self.last_contributed.get(m.peer, 0), m.joined) for m in members.members
-        }
-        return {
-            peer
-            for peer in members.contributors
-            if peer == self.me or (peer in self.outbox.connected and heard[peer] >= number - 2)
-        }
+        """Return the contributors that I hold alive: connected, and heard of lately.
+
+        Where messages go around a circle, most of them are not connected: all count as alive.
+        """
+        number, members, here = self.chain.tip + 1, self.chain.members, {self.me}
+        if members.committee:
+            return set(members.contributors)
+        for peer in members.contributors:
+            member = members.get(peer)
+            if member is not None and peer in self.outbox.connected:
+                heard = max(self.last_contributed.get(peer, 0), member.joined)
+                if heard >= number - 2:
+                    here.add(peer)
+        return here & set(members.contributors)
 
     # --- events --------------------------------------------------------------------------------
 
@@ -157,7 +165,8 @@ class Machine:
             return []
         match event:
             case Received(peer, frame):
-                intake.receive(self, peer, frame)
+                if not intake.receive(self, peer, frame):
+                    return []
             case WorkFinished():
                 self._on_work(event, now)
             case TimerFired(name):
@@ -284,7 +293,8 @@ class Machine:
         voters = self.chain.members.voters
         if len(current.attestations) < quorum(len(voters)):
             return
-        awaited = self.alive() & set(voters)
+        many = bool(self.chain.members.committee)
+        awaited = set(self.chain.leaders()) if many else self.alive() & set(voters)
         self.ballot.on_attestations(set(current.attestations), awaited)
 
     def _repeat_if_stuck(self, now: float) -> None:
@@ -299,6 +309,11 @@ class Machine:
     def _begin_round(self) -> None:
         number, chain = self.chain.tip + 1, self.chain
         limits, voters = self.genesis.limits, chain.members.voters
+        self.relayed.clear()
+        circle = chain.members.circle
+        nearby = circle if self.me in circle else chain.members.ids
+        self.outbox.neighbours = fingers(nearby, self.me) if circle else ()
+        self.outbox.gossips = bool(circle)
         self.collection = Collection(
             number=number,
             members=chain.members,
@@ -306,7 +321,7 @@ class Machine:
             outbox=self.outbox,
             timing=self.timing,
             blob_size_max=self.genesis.blob_size_max,
-            scores_all=self.me in voters and len(voters) <= limits.scored_by_all_max,
+            scored_by=limits.scored_by_all_max,
             alive=self.alive,
             began=self.now,
         )

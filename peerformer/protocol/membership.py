@@ -21,11 +21,13 @@ from functools import cached_property
 from typing import Annotated
 
 from peerformer.protocol.codec import U8, U16, U32, U64, Hash, Many, PeerId, encode
+from peerformer.protocol.committee import drawn
 from peerformer.protocol.conduct import accused_of
 from peerformer.protocol.genesis import Genesis, Limits
 from peerformer.protocol.identity import hash_of
 from peerformer.protocol.messages import (
     MEMBERS_MAX,
+    VOTERS_MAX,
     VOUCHERS_MAX,
     Admission,
     Departure,
@@ -94,6 +96,8 @@ class Members:
     members: Annotated[tuple[Member, ...], Many(MEMBERS_MAX)]
     banned: Annotated[tuple[PeerId, ...], Many(MEMBERS_MAX)]
     departed: Annotated[tuple[Departed, ...], Many(MEMBERS_MAX)] = ()
+    committee: Annotated[tuple[PeerId, ...], Many(VOTERS_MAX)] = ()  # who votes; none: all voters
+    drawn: Annotated[tuple[PeerId, ...], Many(VOTERS_MAX)] = ()  # who contributes; none: all
 
     @cached_property
     def hash(self) -> bytes:
@@ -102,13 +106,29 @@ class Members:
 
     @cached_property
     def voters(self) -> tuple[bytes, ...]:
-        """The ids of the voters, sorted."""
+        """The ids of those who vote in this round, sorted."""
+        return self.committee or self.electorate
+
+    @cached_property
+    def electorate(self) -> tuple[bytes, ...]:
+        """The ids of all voters, sorted, whether or not they were drawn to vote."""
         return tuple(member.peer for member in self.members if member.role == VOTER)
 
-    @property
+    @cached_property
+    def circle(self) -> tuple[bytes, ...]:
+        """The ids of all that have work in this round, sorted; empty where all talk to all."""
+        return tuple(sorted({*self.voters, *self.contributors})) if self.committee else ()
+
+    @cached_property
+    def ids(self) -> tuple[bytes, ...]:
+        """The ids of all members, sorted."""
+        return tuple(member.peer for member in self.members)
+
+    @cached_property
     def contributors(self) -> tuple[bytes, ...]:
-        """The ids of those that may contribute, sorted: with or without a vote."""
-        return tuple(member.peer for member in self.members if member.role != SUSPENDED)
+        """The ids of those that may contribute in this round, sorted: with or without a vote."""
+        able = (member.peer for member in self.members if member.role != SUSPENDED)
+        return self.drawn or tuple(able)
 
     def get(self, peer: bytes) -> Member | None:
         """Return the member with this id, if it is one."""
@@ -144,13 +164,16 @@ def quorum(voters: int) -> int:
 
 def founders(genesis: Genesis) -> Members:
     """Return the members of round 1."""
-    return Members(
-        tuple(
-            Member(founder.peer, VOTER, founder.chain_anchor, 1, REPUTATION_START, 0, 0)
-            for founder in genesis.founders
-        ),
-        (),
+    founding = tuple(
+        Member(founder.peer, VOTER, founder.chain_anchor, 1, REPUTATION_START, 0, 0)
+        for founder in genesis.founders
     )
+    return _at_work(Members(founding, ()), (), first_beacon(genesis), 1, genesis.limits)
+
+
+def first_beacon(genesis: Genesis) -> bytes:
+    """Return the beacon that round 1 draws from."""
+    return hash_of("beacon", genesis.chain_id)
 
 
 def bits_of(voters: tuple[bytes, ...], chosen: set[bytes] | frozenset[bytes]) -> bytes:
@@ -189,12 +212,14 @@ def next_members(members: Members, header: Header, limits: Limits) -> Members:
     accepted = {entry.peer for entry in header.contributions}
     refused = {entry.peer: entry.reason for entry in header.refused}
     attesters = set(peers_of(members.voters, header.attesters) or ())
+    attesters |= set(members.electorate) - set(members.voters)  # nobody waited for theirs
+    spared = set(members.ids) - set(members.contributors)
     evicted = [subject_of(op) for op in header.operations if isinstance(op, Eviction)]
     struck = Counter(voucher for peer in evicted for voucher in members.vouchers_of(peer))
     by_peer = {}
     for member in members.members:
         member = _struck(member, struck[member.peer], header.round + 1)
-        by_peer[member.peer] = _next_member(member, header, accepted, refused, attesters)
+        by_peer[member.peer] = _next_member(member, header, accepted, refused, attesters, spared)
     banned, number = set(members.banned), header.round + 1
     departed = {e.peer: e for e in members.departed if e.left + EPOCH_ROUNDS > number}
     for operation in header.operations:
@@ -213,11 +238,31 @@ def next_members(members: Members, header: Header, limits: Limits) -> Members:
                 departed.pop(subject, None)
                 by_peer[subject] = _admitted(operation, by_peer.get(subject), number)
     _suspend_idle(by_peer, number, limits)
-    return Members(
+    after = Members(
         tuple(by_peer[peer] for peer in sorted(by_peer)),
         tuple(sorted(banned)),
         tuple(departed[peer] for peer in sorted(departed)),
     )
+    return _at_work(after, members.committee, header.beacon, number, limits)
+
+
+def _at_work(
+    members: Members, before: tuple[bytes, ...], beacon: bytes, number: int, limits: Limits
+) -> Members:
+    """Return the members with those drawn who vote and who contribute in a round.
+
+    A committee serves an epoch; whoever of it is gone is missed until a third is, or the epoch
+    ends, when another is drawn.
+    """
+    size, slots = limits.committee_size, 2 * limits.contributions_max
+    electorate, committee = set(members.electorate), tuple[bytes, ...]()
+    if len(electorate) > size:
+        committee = tuple(peer for peer in before if peer in electorate)
+        if number % limits.committee_rounds == 0 or 3 * len(committee) < 2 * size:
+            committee = drawn(members.electorate, beacon, "committee", size)
+    crowded = bool(committee) and len(members.contributors) > slots
+    able = drawn(members.contributors, beacon, "contributors", slots) if crowded else ()
+    return replace(members, committee=committee, drawn=able)
 
 
 def _suspend_idle(by_peer: dict[bytes, Member], number: int, limits: Limits) -> None:
@@ -273,6 +318,7 @@ def _next_member(
     accepted: set[bytes],
     refused: dict[bytes, int],
     attesters: set[bytes],
+    spared: set[bytes],
 ) -> Member:
     if member.role == SUSPENDED:
         return member
@@ -282,6 +328,8 @@ def _next_member(
         change = -HARM_LOSS
     elif reason in (QUARANTINED, NO_SLOT, NORM) or not header.contributions:
         change = 0  # it contributed but could not earn anything, or the round was a null one
+    elif member.peer in spared and member.peer not in accepted:
+        change = 0  # it was not its turn
     elif member.peer in accepted:
         change = ACCEPTED_GAIN
     reputation = min(max(member.reputation + change, 0), REPUTATION_MAX)

@@ -32,7 +32,8 @@ PROTOCOL_VERSION = 1
 SIGNING_TAG = b"peerformer statement 1"
 NO_HASH = bytes(32)
 
-MEMBERS_MAX = 256  # voters, guests and the banned of one swarm; committees are for more
+VOTERS_MAX = 256  # of one round
+MEMBERS_MAX = 8_192  # voters, guests and the banned of one swarm
 CONTRIBUTIONS_MAX = 256
 OPERATIONS_MAX = 64
 VOUCHERS_MAX = 8  # of one admission
@@ -44,7 +45,7 @@ HEADERS_MAX = 32  # certified headers in one answer
 RECIPE_SIZE_MAX = 64 * 1024
 PACKET_SIZE_MAX = 4 * 1024 * 1024
 
-Bitmap = Annotated[bytes, AtMost(MEMBERS_MAX // 8)]
+Bitmap = Annotated[bytes, AtMost(VOTERS_MAX // 8)]
 
 
 # --- statements: what a peer signs -----------------------------------------------------------
@@ -217,7 +218,7 @@ class QuorumCertificate:
     view: U32
     digest: Hash
     signers: Bitmap  # bit i = the i-th of the round's voters, sorted by id
-    signatures: Annotated[tuple[Signature, ...], Many(MEMBERS_MAX)]  # in the order of the bits
+    signatures: Annotated[tuple[Signature, ...], Many(VOTERS_MAX)]  # in the order of the bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +237,7 @@ class TimeoutCertificate:
 
     round: U64
     view: U32
-    votes: Annotated[tuple[TimeoutVote, ...], Many(MEMBERS_MAX)]
+    votes: Annotated[tuple[TimeoutVote, ...], Many(VOTERS_MAX)]
     high: QuorumCertificate | None
 
 
@@ -357,7 +358,7 @@ class Proposed:
 
     envelope: Envelope
     header: Header
-    attestations: Annotated[tuple[Envelope, ...], Many(MEMBERS_MAX)]
+    attestations: Annotated[tuple[Envelope, ...], Many(VOTERS_MAX)]
     justify: TimeoutCertificate | None
 
 
@@ -429,7 +430,7 @@ class HeaderBody:
     """The answer to AskProposed."""
 
     header: Header
-    attestations: Annotated[tuple[Envelope, ...], Many(MEMBERS_MAX)]
+    attestations: Annotated[tuple[Envelope, ...], Many(VOTERS_MAX)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -474,7 +475,7 @@ class AskGenesis:
 class GenesisBytes:
     """The genesis, canonical; its hash is the chain id."""
 
-    data: Annotated[bytes, AtMost(RECIPE_SIZE_MAX + 64 * 1024)]
+    data: Annotated[bytes, AtMost(RECIPE_SIZE_MAX + 64 * MEMBERS_MAX + 4_096)]
 
 
 Packet = (

@@ -12,6 +12,7 @@ from peerformer import events
 from peerformer.protocol.addresses import group_of
 from peerformer.protocol.anchors import Keeper
 from peerformer.protocol.chain import Chain
+from peerformer.protocol.committee import fingers
 from peerformer.protocol.discovery import MEMBER, RECORD_LIFETIME_SECONDS, AddressBook
 from peerformer.protocol.effects import Dial
 from peerformer.protocol.identity import hash_of, name_of
@@ -175,14 +176,21 @@ class Neighbourhood:
             del book.tests[peer]  # it lives: its place stays its own
         anchors = () if self._hears_quorum() else self.keeper.anchors
         barred = connected | set(self.chain.members.banned)
-        wanted = (*anchors, *sorted(book.members), *sorted(book.tests))
+        wanted = (*anchors, *self._needed(), *sorted(book.tests))
         due = book.due((peer for peer in wanted if peer not in barred), now)
         due += book.due(self._strangers(barred, now), now)
         for entry in due:
             self.outbox.work(Dial(entry.envelope.sender, entry.addresses))
 
+    def _needed(self) -> list[bytes]:
+        """All members, or in a large swarm my neighbours around its circles."""
+        members, me = self.chain.members, self.outbox.keys.peer_id
+        if not members.committee:
+            return sorted(self.book.members)
+        return sorted({*fingers(members.ids, me), *self.outbox.neighbours})
+
     def _hears_quorum(self) -> bool:
-        voters = set(self.chain.members.voters)
+        voters = set(self._needed() if self.chain.members.committee else self.chain.members.voters)
         heard = voters & (self.greeted | {self.outbox.keys.peer_id})
         return len(heard) >= quorum(len(voters))
 
@@ -229,6 +237,10 @@ class Neighbourhood:
             self.outbox.persist(sorted(written.items()), sorted(deleted))
 
     def tell_newcomers(self, item: Certified, before: Members) -> None:
-        """Send a decided round to those who did not vote on it."""
+        """Send a decided round to those who did not vote on it; they tell others in their turn."""
+        if before.committee:
+            for peer in fingers(before.ids, self.outbox.keys.peer_id):
+                self.outbox.send(peer, item)
+            return
         voted = set(before.voters)
         self.outbox.broadcast(sorted(self.greeted - voted), item)

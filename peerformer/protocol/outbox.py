@@ -47,6 +47,8 @@ class Outbox:
     connected: set[bytes] = field(default_factory=set)
     effects: list[Effect] = field(default_factory=list)
     signed: dict[str, Envelope] = field(default_factory=dict)
+    gossips: bool = False  # what is for many goes around a circle of peers
+    neighbours: tuple[bytes, ...] = ()  # mine, around the circle of the round at hand
 
     def restore(self, records: Mapping[str, bytes]) -> None:
         """Take back the statements signed before a restart; raises MalformedError."""
@@ -101,8 +103,8 @@ class Outbox:
             self.effects.append(Send(peer, packet))
 
     def broadcast(self, peers: Iterable[bytes], packet: Packet) -> None:
-        """Send to all these peers but me."""
-        for peer in peers:
+        """Send to all these peers but me; in a large swarm, to those who pass it on."""
+        for peer in self.neighbours if self.gossips else peers:
             if peer != self.keys.peer_id:
                 self.send(peer, packet)
 

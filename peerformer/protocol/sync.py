@@ -151,7 +151,8 @@ class Sync:
         missing = collection.missing(wanted)
         voters = self.chain.past_members[header.round].voters
         for author in sorted(missing):
-            sources = (*(peers_of(voters, header.attesters) or ()), author)
+            nearby = sorted(self.outbox.connected) if self.outbox.gossips else ()
+            sources = (*nearby, *(peers_of(voters, header.attesters) or ()), author)
             collection.fetch(author, *wanted[author], sources)
         if not missing:
             self.computed[apply] = None

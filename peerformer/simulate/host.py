@@ -98,9 +98,9 @@ class Host:
     persists: int = 0
 
     @classmethod
-    def made(cls, index: int, seed: bytes) -> "Host":
+    def made(cls, index: int, seed: bytes, hash_chain_length: int = HASH_CHAIN_LENGTH) -> "Host":
         """Return a host with the key of a seed."""
-        chain = HashChain.from_seed(seed, HASH_CHAIN_LENGTH)
+        chain = HashChain.from_seed(seed, hash_chain_length)
         return cls(index, seed, KeyPair.from_seed(seed), chain)
 
     @property

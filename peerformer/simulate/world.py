@@ -9,13 +9,14 @@ business: `crash`, `boot`, `freeze`, `network` and the disks are there to be abu
 import heapq
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from random import Random
 
 from peerformer.adversary import corrupt
 from peerformer.byzantine import Byzantine, Plot
 from peerformer.peer import Participant, Peer
+from peerformer.protocol.chain import Succeed
 from peerformer.protocol.codec import MalformedError
 from peerformer.protocol.effects import (
     Adopt,
@@ -43,10 +44,11 @@ from peerformer.protocol.effects import (
 from peerformer.protocol.genesis import ADMISSION_OPEN, Founder, Genesis, Limits
 from peerformer.protocol.identity import blob_hash, hash_of
 from peerformer.protocol.machine import Machine
+from peerformer.protocol.membership import next_members
 from peerformer.protocol.merkle import MerkleTree, check_leaf, leaf_count, leaf_span, state_root
 from peerformer.protocol.messages import Packet, pack, unpack
 from peerformer.simulate.disk import DiskFullError
-from peerformer.simulate.host import Host, Replicas
+from peerformer.simulate.host import HASH_CHAIN_LENGTH, Host, Replicas
 from peerformer.simulate.invariants import Invariants, Violation
 from peerformer.simulate.network import Network
 from peerformer.simulate.toy import ToyReplicas
@@ -71,15 +73,23 @@ class World:
         spares: int = 0,
         limits: Limits = LIMITS,
         replicas: Replicas | None = None,
+        links: Callable[["World", Host], Iterable[int]] | None = None,
+        hash_chain_length: int = HASH_CHAIN_LENGTH,
     ) -> None:
-        """Make the hosts; `attacks` names liars by index, `spares` are up but no founders."""
+        """Make the hosts; `attacks` names liars by index, `spares` are up but no founders.
+
+        `links` says with whom a host is connected when it starts; without it, with all that are up,
+        and it tells them where it is reached.
+        """
         self.seed = seed
         self.random = Random(seed)
         self.network = Network(self.random)
         self.now = 1_000_000_000.0
-        self.limits = limits
+        self.limits, self._links = limits, links
+        self.succeed: Succeed = next_members
         self.replicas: Replicas = replicas or ToyReplicas()
-        self.hosts = [Host.made(index, self._key(index)) for index in range(peers + spares)]
+        self.hash_chain_length = hash_chain_length
+        self.hosts = [self._host(index) for index in range(peers + spares)]
         for index, names in (attacks or {}).items():
             self.hosts[index].attacks = (names,) if isinstance(names, str) else names
         self.by_id: dict[bytes, list[Host]] = {}
@@ -93,7 +103,9 @@ class World:
         self.crash_before_persist: dict[int, int] = {}  # host -> number of the persist
         self.crash_after_persist: dict[int, int] = {}
         self.trace: deque[tuple[float, int, Event | Effect | str]] = deque(maxlen=TRACE_KEPT)
-        self.steps = self.crashes = 0
+        self.steps = self.crashes = self.sent = self.sent_bytes = self.blobs_copied = 0
+        self.blob_seconds = 0.0  # how long a contribution is under way
+        self.record: dict[int, list[tuple[Event, float]]] = {}  # host -> what happened to it
         self.debugging = False  # let exceptions of a peer through, with their traceback
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = count()
@@ -102,6 +114,9 @@ class World:
 
     def _key(self, index: int) -> bytes:
         return hash_of("world key", self.seed.to_bytes(8, "little"), index.to_bytes(4, "little"))
+
+    def _host(self, index: int, seed: bytes | None = None) -> Host:
+        return Host.made(index, seed or self._key(index), self.hash_chain_length)
 
     def _found(self, founding: list[Host]) -> Genesis:
         anchors = {host.me: host.chain.links[0] for host in founding}
@@ -123,7 +138,7 @@ class World:
     def add_host(self, seed: bytes | None = None) -> Host:
         """Add a host that is down and no founder; with the key of `seed` it is somebody's twin."""
         index = len(self.hosts)
-        host = Host.made(index, seed or self._key(index))
+        host = self._host(index, seed)
         self.hosts.append(host)
         self.by_id.setdefault(host.me, []).append(host)
         return host
@@ -150,20 +165,21 @@ class World:
             self.genesis,
             host.seed,
             hash_chain=host.chain,
-            addresses=(f"host-{index}:1",),
+            addresses=() if self._links else (f"host-{index}:1",),
             records=host.disk.load(),
             state_round=number,
             role=host.role,
             unpack=self._unpack,
+            succeed=self.succeed,
             now=self.now + host.clock_offset,
         )
         host.peer = self._participant(host, Peer(machine, bench, host.blobs))
         host.busy_until = self.now
         self._note(host, "starts")
         self._event(host, Command("start"))
-        for other in self.hosts:
-            if other is not host and other.peer is not None:
-                self._link(host, other)
+        near = self._links(self, host) if self._links else range(len(self.hosts))
+        for other in near:
+            self.link(host, self.hosts[other])
 
     def _participant(self, host: Host, peer: Peer) -> Participant:
         for name in ("sign-flip", "garbage"):
@@ -173,6 +189,12 @@ class World:
         return (
             Byzantine(peer, lies, Random(f"{self.seed}/{host.index}"), self.plot) if lies else peer
         )
+
+    def link(self, one: Host, other: Host) -> None:
+        """Connect two hosts that are up, unless they are."""
+        apart = one is not other and other.index not in one.links
+        if one.peer is not None and other.peer is not None and apart:
+            self._link(one, other)
 
     def _link(self, one: Host, other: Host) -> None:
         one.links.add(other.index)
@@ -250,6 +272,8 @@ class World:
             self._soon(host, event, host.frozen_until - self.now)
             return
         self._note(host, event)
+        if host.index in self.record:
+            self.record[host.index].append((event, self.now + host.clock_offset))
         life = host.life
         for effect in self._effects(host, event):
             self._carry_out(host, effect)
@@ -302,6 +326,8 @@ class World:
             if target.index not in host.links:
                 continue
             size = len(frame)
+            self.sent += 1
+            self.sent_bytes += size
             for delay in self.network.deliveries(host.index, target.index, size, self.now):
                 self._soon(target, Received(host.me, frame), delay)
 
@@ -396,8 +422,7 @@ class World:
         for other in self.by_id.get(work.peer, ()):
             if other.peer is not None and (host.index, other.index) not in self.network.blocked:
                 reached = True
-                if other.index not in host.links:
-                    self._link(host, other)
+                self.link(host, other)
         self._soon(host, WorkFinished(work, reached), 0.05)
 
     def _fetch(
@@ -427,7 +452,8 @@ class World:
             else:
                 self.at(FETCH_RETRY_SECONDS, attempt)
 
-        self.at(self.network.travel_seconds() + 0.05, attempt)
+        on_the_way = self.blob_seconds if isinstance(work, FetchBlob) else 0.0
+        self.at(self.network.travel_seconds() + 0.05 + on_the_way, attempt)
 
     def _copy(self, host: Host, source: Host, work: FetchBlob | FetchState) -> bool:
         blocked = (source.index, host.index) in self.network.blocked
@@ -443,6 +469,7 @@ class World:
         if blob_hash(self.genesis.chain_id, work.round, work.author, [data]) != work.blob_hash:
             return False
         host.blobs.put(work.blob_hash, data, durable=False)
+        self.blobs_copied += 1
         return True
 
     def _copy_state(self, host: Host, source: Host, work: FetchState) -> bool:
