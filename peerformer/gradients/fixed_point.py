@@ -164,6 +164,18 @@ def state_size_bytes(size: int) -> int:
     return 4 * size + 4 * size + 8 + 8 * NORMS_MAX
 
 
+def parameters_of(state_bytes: int) -> int:
+    """Return P, the number of parameters of an encoded state of this length.
+
+    Raises:
+        ValueError: no state is that long.
+    """
+    size = (state_bytes - state_size_bytes(0)) // 8
+    if size <= 0 or state_size_bytes(size) != state_bytes:
+        raise ValueError(f"no state has {state_bytes} bytes")
+    return size
+
+
 def outer_step(
     state: AgreedState,
     update_P: Tensor,

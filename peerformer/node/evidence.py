@@ -1,31 +1,35 @@
 """Evidence on disk: what convicts a peer, in files that anybody can check who has the genesis.
 
-The file holds an `Eviction` as headers carry it. Where that is about a contribution, the bytes lie
-beside it under the same name. `culprit_of` says whom the signatures convict; for a contribution,
-`is_exhibit` says whether these are the attested bytes, and the recipe's codec that they are none.
+The file is the JSON that `peerformer verify` reads and docs/certificates.md describes. Where it is
+about a contribution, the bytes lie beside it under the same name. Nothing is judged here.
 """
 
+import json
 from pathlib import Path
 
 from peerformer import events
 from peerformer.node.directory import write_durably
-from peerformer.protocol.codec import encode
-from peerformer.protocol.messages import Eviction, Evidence
+from peerformer.protocol.light_client import RoundEvidence, show_document
+from peerformer.protocol.messages import Evidence
 
-EVIDENCE, BLOB = ".bin", ".blob"
+EVIDENCE, BLOB = ".json", ".blob"
 
 
-def evidence_file(directory: Path, event: events.Event) -> Path:
-    """Return where the evidence for an event lies, if there is any."""
-    name = getattr(event, "name", "peer")
-    return directory / "evidence" / f"{type(event).__name__.lower()}-{name}{EVIDENCE}"
+def evidence_file(directory: Path, event: events.PeerEvicted) -> Path:
+    """Return where the evidence for an eviction lies, if it was kept."""
+    return directory / "evidence" / f"{type(event).__name__.lower()}-{event.name}{EVIDENCE}"
 
 
 def save_evidence(
-    directory: Path, event: events.Event, evidence: Evidence, blob: bytes | None
+    directory: Path,
+    event: events.PeerEvicted,
+    chain_id: bytes,
+    evidence: Evidence,
+    blob: bytes | None,
 ) -> None:
-    """Write the evidence for an event, and the contribution that it is about."""
+    """Write the evidence for an eviction, and the contribution that it is about."""
     path = evidence_file(directory, event)
-    write_durably(path, encode(Eviction(evidence)))
+    document = show_document(RoundEvidence(chain_id, event.round, (evidence,)))
+    write_durably(path, json.dumps(document, indent=1).encode())
     if blob is not None:
         write_durably(path.with_suffix(BLOB), blob)

@@ -88,10 +88,11 @@ class Running:
 
     def _on_report(self, report: Report) -> None:
         event, machine = report.event, self.node.peer.machine
-        if report.evidence is not None:
+        if report.evidence is not None and isinstance(event, events.PeerEvicted):
             blob_hash = getattr(report.evidence, "blob_hash", None)
             blob = self.node.blobs.get(blob_hash) if blob_hash else None
-            save_evidence(self.directory.path, event, report.evidence, blob)
+            chain_id = machine.chain.chain_id
+            save_evidence(self.directory.path, event, chain_id, report.evidence, blob)
         self.on_event(event)
         mine = getattr(event, "peer", None) == machine.me.hex()
         if mine and isinstance(event, events.PeerEvicted):

@@ -36,7 +36,7 @@ from peerformer.protocol.light_client import (
     read_document,
 )
 from peerformer.protocol.membership import quorum
-from peerformer.protocol.messages import PACKET_SIZE_MAX
+from peerformer.protocol.messages import PACKET_SIZE_MAX, FalseHolding
 
 DOCUMENT_BYTES_MAX = 4 * PACKET_SIZE_MAX  # hexadecimal is twice as long, and JSON has its frame
 CHAIN_CHECKS = ("headers", "certificates", "members", "operations", "beacons", "reveals")
@@ -133,26 +133,30 @@ def _stored_fault(
     )
 
 
-def verify_file(path: Path, genesis: Genesis) -> Verdict:
+def verify_file(path: Path, genesis: Genesis, blobs: tuple[Path, ...] = ()) -> Verdict:
     """Check a certificate or evidence that stands alone in a file.
 
+    Args:
+        path: the file.
+        genesis: the only thing that is believed.
+        blobs: contributions on which evidence rests.
+
     Raises:
-        ConfigError: if the file cannot be read.
+        ConfigError: if a file cannot be read.
     """
     verdict = Verdict(path)
     try:
-        with path.open("rb") as file:
-            data = file.read(DOCUMENT_BYTES_MAX + 1)
+        data = _start_of(path, DOCUMENT_BYTES_MAX + 1)
         if len(data) > DOCUMENT_BYTES_MAX:
             raise MalformedError("too long")
         document = read_document(json.loads(data, object_pairs_hook=_distinct))
-    except OSError as error:
-        raise ConfigError("the file cannot be read", where=str(path), why=error.strerror) from error
     except (ValueError, RecursionError) as error:
         why = str(error) if isinstance(error, MalformedError) else "it is not JSON"
         verdict.fault = Fault(None, f"neither a certificate nor evidence: {why}")
         return verdict
     if isinstance(document, RoundCertificate):
+        if blobs:
+            raise ConfigError("--blob goes with a file of evidence only", where=str(path))
         header = document.header
         signers, voters = len(document.certificate.signatures), len(document.members.voters)
         verdict.rounds, verdict.head = header.round, header.digest
@@ -164,13 +168,41 @@ def verify_file(path: Path, genesis: Genesis) -> Verdict:
         )
         checks: tuple[str, ...] = CERTIFICATE_CHECKS
     else:
-        verdict.fault = evidence_file_fault(document, genesis)
+        given = tuple(_start_of(blob, genesis.blob_size_max + 1) for blob in blobs)
+        verdict.fault = evidence_file_fault(
+            document, genesis, given, lambda blob: _format_fault(blob, genesis)
+        )
         verdict.says = f"the evidence of round {document.round} convicts."
-        checks = EVIDENCE_CHECKS
+        on_blobs = any(isinstance(one, FalseHolding) for one in document.evidence)
+        checks = (*EVIDENCE_CHECKS, *(("contributions",) if on_blobs else ()))
     if verdict.fault is None:
         verdict.checked += checks
         verdict.convicted = () if isinstance(document, RoundCertificate) else convicted_by(document)
     return verdict
+
+
+def _start_of(path: Path, size_max: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(size_max)
+    except OSError as error:
+        raise ConfigError("the file cannot be read", where=str(path), why=error.strerror) from error
+
+
+def _format_fault(blob: bytes, genesis: Genesis) -> str | None:
+    """Return why a contribution does not decode, as the peers' bench finds it, or None.
+
+    The codec works on tensors: their library is loaded here, and for nothing else.
+    """
+    from peerformer.gradients.audit import check_bounds
+    from peerformer.gradients.fixed_point import parameters_of
+    from peerformer.train.recipe import recipe_config
+
+    codec = recipe_config(genesis.recipe).swarm.codec
+    try:
+        return check_bounds(blob, parameters_of(genesis.state_size), codec)
+    except ValueError as error:
+        raise ConfigError("this genesis has no state of a model", why=str(error)) from error
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,20 +13,19 @@ left among the signers, only the headers in order prove anything.
 It knows nothing of files and databases.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from peerformer.protocol.certificates import decided_fault
 from peerformer.protocol.chain import Chain, lone_header_fault
 from peerformer.protocol.codec import U64, Hash, MalformedError, Many, OneOf, decode
-from peerformer.protocol.conduct import accused_of, culprit_of, describe
+from peerformer.protocol.conduct import accused_of, culprit_of, describe, exhibit_of, is_exhibit
 from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.json_form import from_json, to_json
 from peerformer.protocol.machine import header_key
 from peerformer.protocol.membership import Members, peers_of, tolerated_faults
 from peerformer.protocol.messages import (
-    MEMBERS_MAX,
     OPERATIONS_MAX,
     Certified,
     Eviction,
@@ -35,6 +34,7 @@ from peerformer.protocol.messages import (
     Header,
     QuorumCertificate,
 )
+from peerformer.protocol.operations import exhibit_fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +191,6 @@ def certificate_file_fault(document: RoundCertificate, genesis: Genesis) -> Faul
     fault = foreign_fault(chain_id, genesis)
     if fault is None and ids != sorted(set(ids)):
         fault = "members repeated or unsorted"
-    if fault is None and len(ids) + len(members.banned) > MEMBERS_MAX:
-        fault = "more members and banned than a swarm can have"
     try:
         fault = fault or lone_header_fault(header, members, genesis, chain_id)
     except (MalformedError, OverflowError) as error:  # a statement, a number that none would reach
@@ -218,8 +216,20 @@ def _founders_fault(document: RoundCertificate, genesis: Genesis) -> str | None:
     )
 
 
-def evidence_file_fault(document: RoundEvidence, genesis: Genesis) -> Fault | None:
-    """Return why a file of evidence convicts nobody, or None."""
+def evidence_file_fault(
+    document: RoundEvidence,
+    genesis: Genesis,
+    blobs: tuple[bytes, ...],
+    format_fault: Callable[[bytes], str | None],
+) -> Fault | None:
+    """Return why a file of evidence convicts nobody, or None.
+
+    Args:
+        document: the evidence.
+        genesis: the only thing that is believed.
+        blobs: contributions, in any order; a false holding convicts only with the one it is about.
+        format_fault: why a contribution does not decode by the genesis' recipe, or None.
+    """
     fault = foreign_fault(document.chain_id, genesis)
     if fault is None and not document.evidence:
         fault = "there is no evidence in it"
@@ -227,8 +237,25 @@ def evidence_file_fault(document: RoundEvidence, genesis: Genesis) -> Fault | No
         if fault is None and culprit_of(evidence, document.chain_id) is None:
             fault = f"evidence[{index}] convicts nobody"
         elif fault is None and isinstance(evidence, FalseHolding):
-            fault = f"evidence[{index}] rests on a contribution, whose bytes are not in this file"
+            why = exhibit_fault(evidence, genesis, document.round)
+            why = why or _holding_fault(evidence, document.chain_id, blobs, format_fault)
+            fault = f"evidence[{index}] {why}" if why else None
     return Fault(document.round, fault) if fault else None
+
+
+def _holding_fault(
+    evidence: FalseHolding,
+    chain_id: bytes,
+    blobs: tuple[bytes, ...],
+    format_fault: Callable[[bytes], str | None],
+) -> str | None:
+    exhibit = exhibit_of(evidence)
+    blob = next((blob for blob in blobs if is_exhibit(blob, exhibit, chain_id)), None)
+    if blob is None:
+        lacking = "none of the given blobs is it" if blobs else "add it with --blob FILE"
+        key = exhibit.blob_hash.hex()
+        return f"rests on the {exhibit.size} bytes with keyed hash {key}: {lacking}"
+    return None if format_fault(blob) else "convicts nobody: the contribution decodes"
 
 
 def convicted_by(document: RoundEvidence) -> tuple[Conviction, ...]:

@@ -84,7 +84,7 @@ def operation_fault(
             if culprit is None or not members.is_accountable(culprit):
                 return "evidence convicts no member"
             if isinstance(evidence, FalseHolding):
-                return _exhibit_fault(evidence, genesis, round_number)
+                return exhibit_fault(evidence, genesis, round_number)
             return None
         case Departure(leave):
             return _departure_fault(leave, members, chain_id, round_number)
@@ -96,8 +96,11 @@ def operation_fault(
             )
 
 
-def _exhibit_fault(evidence: FalseHolding, genesis: Genesis, round_number: int) -> str | None:
-    """Whether it decodes is not asked here: a voter looks at it before it votes."""
+def exhibit_fault(evidence: FalseHolding, genesis: Genesis, round_number: int) -> str | None:
+    """Return why a contribution is none to convict on in this round, or None.
+
+    Whether it decodes is not asked here: a voter looks at it before it votes.
+    """
     exhibit = exhibit_of(evidence)
     if not round_number - ROUNDS_SERVED < exhibit.round <= round_number:
         return "evidence about a contribution that nobody need hold any more"

@@ -286,6 +286,7 @@ def test_wrong_usage_exits_2_and_says_what_is_wrong(
         ([str(peer), "--genesis", str(tmp_path)], "genesis cannot be read"),
         ([str(peer), "--genesis", str(junk)], "is no genesis"),
         ([str(peer), "--genesis", genesis, "--peer", "finch"], "--peer goes with"),
+        ([str(peer), "--genesis", genesis, "--blob", str(junk)], "--blob goes with"),
         ([], "verify --help"),
     ):
         assert main(["verify", *words]) == 2, words
@@ -406,6 +407,8 @@ def test_a_certificate_is_printed_and_holds_alone(
     assert shown["head"] == certificate.header.digest.hex()
     assert shown["state_root"] == certificate.header.state_root.hex()
     assert read_document(json.loads(text)) == certificate
+    words = ["verify", str(file), "--genesis", str(tmp_path / "genesis.bin"), "--blob", str(file)]
+    assert main(words) == 2 and "--blob goes with" in capsys.readouterr().err
     assert main(["log", str(run), "--round", "999", "--certificate"]) == 2
     assert "not decided" in capsys.readouterr().err
     assert main(["log", str(run), "--certificate"]) == 2
@@ -436,12 +439,12 @@ def test_evidence_is_printed_and_convicts_alone(
     document = json.loads(file.read_text())
     for change in ("second", "first"):
         forged = copy.deepcopy(document)
-        signature = bytes.fromhex(forged["round_evidence"]["evidence"][0][change]["signature"])
-        forged["round_evidence"]["evidence"][0][change]["signature"] = flip(signature, 0).hex()
+        envelope = forged["round_evidence"]["evidence"][0]["contradiction"][change]
+        envelope["signature"] = flip_hex(envelope["signature"], 0)
         file.write_text(json.dumps(forged))
         code, shown = verify(file)
         assert code == 1 and "convicts nobody" in shown["fault"]["what"]
-    one = document["round_evidence"]["evidence"][0]
+    one = document["round_evidence"]["evidence"][0]["contradiction"]
     one["second"] = one["first"]
     file.write_text(json.dumps(document))
     assert verify(file)[0] == 1

@@ -1,6 +1,7 @@
 """Real processes over real sockets: a small swarm founded, killed, restarted, joined and lied
 to."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 
 from peerformer import events
 from peerformer.events import read_journal
-from peerformer.gradients.audit import check_bounds
+from peerformer.gradients.fixed_point import parameters_of
+from peerformer.interface.cli import main
 from peerformer.model.transformer import Transformer
 from peerformer.node.assemble import PeerOptions
 from peerformer.node.directory import SwarmDirectory
@@ -18,10 +20,7 @@ from peerformer.node.evidence import evidence_file
 from peerformer.node.keyring import save_key
 from peerformer.node.overview import overview
 from peerformer.node.supervisor import Supervisor
-from peerformer.protocol.codec import decode
-from peerformer.protocol.conduct import culprit_of, exhibit_of, is_exhibit
 from peerformer.protocol.identity import KeyPair, name_of
-from peerformer.protocol.messages import Eviction, FalseHolding
 from peerformer.settings import resolve
 from peerformer.train.recipe import recipe_config
 
@@ -142,7 +141,7 @@ def test_a_newcomer_joins_and_an_equivocator_is_evicted(supervisor: Supervisor) 
 
 @pytest.mark.timeout(200)
 def test_a_voter_that_attests_garbage_is_evicted_and_anybody_can_check_why(
-    supervisor: Supervisor,
+    supervisor: Supervisor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     supervisor.found(small(4), lambda _: None)
     names = [directory.name for directory in supervisor.swarm.peers()]
@@ -157,14 +156,17 @@ def test_a_voter_that_attests_garbage_is_evicted_and_anybody_can_check_why(
     # Another program: the genesis, the evidence and the contribution are all that it has.
     genesis = supervisor.swarm.genesis()
     path = evidence_file(supervisor.swarm.peer(honest[0]).path, event)
-    evidence = decode(Eviction, path.read_bytes()).evidence
-    blob = path.with_suffix(".blob").read_bytes()
-    culprit = culprit_of(evidence, genesis.chain_id)
-    assert culprit and name_of(culprit) == liar and isinstance(evidence, FalseHolding)
-    assert is_exhibit(blob, exhibit_of(evidence), genesis.chain_id)
+    copied = tmp_path / "genesis-from-a-friend.bin"
+    copied.write_bytes(genesis.to_bytes())
+    capsys.readouterr()
+    words = ["verify", str(path), "--genesis", str(copied), "--json"]
+    assert main(words) == 1 and "--blob" in capsys.readouterr().out
+    assert main([*words, "--blob", str(path.with_suffix(".blob"))]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [one["name"] for one in shown["convicted"]] == [liar]
     config = recipe_config(genesis.recipe, threads=1, data=None)
     parameters = sum(p.numel() for p in Transformer(config.model).parameters())
-    assert check_bounds(blob, parameters, config.swarm.codec) is not None
+    assert parameters_of(genesis.state_size) == parameters
 
 
 @pytest.mark.timeout(200)

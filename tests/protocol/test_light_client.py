@@ -24,7 +24,7 @@ from peerformer.protocol.light_client import (
     read_document,
     show_document,
 )
-from peerformer.protocol.membership import Members, next_members, quorum
+from peerformer.protocol.membership import Departed, Members, next_members, quorum, subject_of
 from peerformer.protocol.messages import (
     STATEMENTS,
     Commit,
@@ -114,6 +114,27 @@ def test_a_certificate_holds_by_our_code_and_by_other_that_follows_the_page(
     assert ours(document, world.genesis) is None and theirs(document, world.genesis) is None
     other = replace(world.genesis, name=b"another")
     assert "belongs to chain" in str(ours(document, other)) and theirs(document, other)
+
+
+@pytest.mark.parametrize(
+    "attacks", [{6: "equivocate"}, {5: "garbage", 6: "false-ok"}], ids=["contradiction", "holding"]
+)
+def test_a_round_that_evicts_holds_by_both(attacks: dict[int, str | tuple[str, ...]]) -> None:
+    print("seed", SEED)
+    world = World(SEED, 7, attacks=attacks)
+    world.start()
+    liars = {world.hosts[index].keys.peer_id for index in attacks}
+
+    def evicting() -> dict[int, set[bytes]]:
+        peer = world.hosts[0].peer
+        assert peer is not None
+        headers = [item.header for item in peer.machine.chain.items]
+        return {h.round: {subject_of(o) for o in h.operations} for h in headers if h.operations}
+
+    assert world.run(seconds=300, until=lambda: set().union(*evicting().values()) == liars)
+    for number in evicting():
+        document = show_document(of_round(world, number))
+        assert ours(document, world.genesis) is None and theirs(document, world.genesis) is None
 
 
 Tamper = Callable[[dict[str, Any]], object]
@@ -268,12 +289,23 @@ def test_numbers_and_counts_that_no_chain_reaches_are_a_fault_and_no_crash(
     inner = document["round_certificate"]
     for member in inner["members"]["members"]:
         member["idle_rounds"], member["quarantined_until"] = 2**32 - 1, 2**64 - 1
-    inner["header"]["round"] = round_number
+    inner["header"]["round"], inner["header"]["attesters"] = round_number, "00"
     rehash(inner)
     assert "malformed" in str(ours(document, world.genesis))
     inner["members"]["banned"] = [f"{number:064x}" for number in range(256)]
     rehash(inner)
-    assert "more members and banned" in str(ours(document, world.genesis))
+    assert "more of the banned" in str(ours(document, world.genesis))
+
+
+def test_one_more_departed_than_a_swarm_can_have_is_a_fault_and_no_crash(world: World) -> None:
+    real = of_round(world, ROUNDS)
+    keys = next(h.keys for h in world.hosts if h.keys.peer_id == real.members.voters[0])
+    leave = sign(keys, world.genesis.chain_id, Leave(ROUNDS))
+    departed = tuple(Departed(bytes([number]) * 32, ROUNDS) for number in range(256))
+    members = replace(real.members, departed=departed)
+    header = replace(real.header, members_hash=members.hash, operations=(Departure(leave),))
+    document = show_document(replace(real, members=members, header=header))
+    assert "more departures than can be remembered" in str(ours(document, world.genesis))
 
 
 def test_a_statement_that_does_not_decode_is_a_fault_and_no_crash(world: World) -> None:

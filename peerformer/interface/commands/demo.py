@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from peerformer.errors import SwarmError
+from peerformer.gradients.fixed_point import parameters_of
 from peerformer.interface.commands.up import open_swarm, serve_orders, start_all
 from peerformer.interface.options import ConfigOptions
 from peerformer.interface.story import Cast, Story, cast_of, failures
@@ -48,7 +49,7 @@ def demo(
             serve_orders(supervisor)
             last_round = story.tell()
             checkpoint = supervisor.save_checkpoint(story.honest()[0])
-            parameters = (supervisor.swarm.genesis().state_size - 8 * 17) // 8
+            parameters = parameters_of(supervisor.swarm.genesis().state_size)
             summary = story.summary(last_round, str(checkpoint), parameters)
         finally:
             supervisor.stop()

@@ -30,7 +30,7 @@ def verify(
         Parameter(
             name="RUN_OR_CERTIFICATE",
             help="A swarm's run, or a peer's directory, or a file that `peerformer log` made with "
-            "--certificate or --evidence.",
+            "--certificate or --evidence, or that a peer keeps in its folder evidence.",
         ),
     ],
     /,
@@ -39,6 +39,13 @@ def verify(
         Path | None,
         Parameter(help="The genesis, from somebody you trust: nothing else is believed."),
     ] = None,
+    blob: Annotated[
+        tuple[Path, ...],
+        Parameter(
+            negative=(),
+            help="A contribution that evidence is about: the .blob beside it. May be repeated.",
+        ),
+    ] = (),
     peer: Annotated[
         str | None, Parameter(help="Check this peer's files; else those with most rounds.")
     ] = None,
@@ -55,7 +62,9 @@ def verify(
     if peer is not None and (is_file or (path / DATABASE).is_file()):
         raise ConfigError("--peer goes with a swarm's run only", where=str(path))
     if is_file:
-        verdict = verify_file(path, _genesis(genesis, None))
+        verdict = verify_file(path, _genesis(genesis, None), blob)
+    elif blob:
+        raise ConfigError("--blob goes with a file of evidence only", where=str(path))
     else:
         swarm, directory = _run(subject, peer)
         around = swarm or SwarmDirectory(directory.path.absolute().parent.parent)
