@@ -134,7 +134,7 @@ class Console:
                 else "away"
             )
             lines.append(
-                f"{row['name']:<18} {row['role']:<6} {link:<10} "
+                f"{row['name']:<18} {row['role']:<9} {link:<10} "
                 f"accepted {row['accepted']}/{row['contributed']}"
                 f"  reputation {row['reputation']}"
             )

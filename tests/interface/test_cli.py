@@ -73,6 +73,7 @@ def test_every_command_of_the_table_exists_and_explains_itself(capsys, words):
         (["trian"], "peerformer train"),
         (["config", "chek"], "peerformer config check"),
         (["peer", "kil"], "peerformer peer kill"),
+        (["node", "--guest", "--run", "nowhere-yet"], "--bootstrap HOST:PORT joins one"),
         (["config", "show", "--nope"], "peerformer config show --help"),
         (["config", "check"], "peerformer config check --help"),
         (["config", "show", "--training.steps"], "--training.steps VALUE"),

@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from peerformer.interface.commands.up import lab_config
+from peerformer.settings import resolve
+
 SMALL = (
     "model.hidden_size=32",
     "model.intermediate_size=64",
@@ -83,23 +86,31 @@ def test_a_swarm_takes_orders_stops_at_ctrl_c_and_goes_on(tmp_path: Path) -> Non
         liar = added.stdout.split()[0]
         unknown = say(tmp_path, "peer", "add", "--adversary", "nonsense")
         assert unknown.returncode == 4 and "sign-flip" in unknown.stderr
-        refused = until(
-            tmp_path,
-            up,
-            lambda now: any(
-                row["name"] == liar and row["contributed"] and not row["accepted"]
-                for row in now["peers"]
-            ),
-        )
+        # It attests that its own garbage decodes: that evicts it, for good and by name.
+        evicted = until(tmp_path, up, lambda now: state(now, liar) == "evicted")
         evidence = say(tmp_path, "log", "--evidence").stdout
         assert liar in evidence and "does not decode" in evidence
+        about = say(tmp_path, "log", "--about", liar, "--evidence", "--json").stdout
+        (told,) = (
+            fields
+            for fields in map(json.loads, about.splitlines())
+            if fields["event"] == "peer_evicted"
+        )
+        assert told["name"] == liar and (tmp_path / told["file"]).is_file()
     finally:
         up.send_signal(signal.SIGINT)
         code = up.wait(60)
     log = (tmp_path / "up.log").read_text()
     assert code == 130 and "saved" in log and "up --run mine" in log, log[-1_000:]
     assert say(tmp_path, "peer", "kill", victim).returncode == 4
-    again = start(tmp_path, "--run", "mine", "--rounds", str(refused["round"] + 3))
+    again = start(tmp_path, "--run", "mine", "--rounds", str(evicted["round"] + 3))
     assert again.wait(SECONDS_MAX) == 0, (tmp_path / "up.log").read_text()[-2_000:]
     final = json.loads(say(tmp_path, "status", "--json").stdout)
-    assert final["round"] >= refused["round"] + 3
+    assert final["round"] >= evicted["round"] + 3
+
+
+def test_up_lifts_the_quota_of_vouchers_unless_it_is_asked_for() -> None:
+    asked = resolve(overrides={"swarm.joins_per_voucher": "3"})
+    assert lab_config(asked).swarm.joins_per_voucher == 3
+    assert resolve().config.swarm.joins_per_voucher == 2
+    assert lab_config(resolve()).swarm.joins_per_voucher == 0

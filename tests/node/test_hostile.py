@@ -16,7 +16,9 @@ from peerformer.node.founding import found
 from peerformer.node.keyring import save_key
 from peerformer.node.process import Running
 from peerformer.node.transport import Connection, ConnectionClosed, Transport
-from peerformer.protocol.identity import KeyPair
+from peerformer.protocol.conduct import Exhibit
+from peerformer.protocol.effects import TimerFired
+from peerformer.protocol.identity import KeyPair, blob_hash
 from peerformer.protocol.messages import (
     PROTOCOL_VERSION,
     AskPeers,
@@ -108,6 +110,32 @@ def test_hostile_frames_are_counted_and_stop_nothing(what: str, tmp_path: Path) 
             await transport.close()
             if what != "a forged vote":  # votes of strangers for past rounds are only ignored
                 assert reasons(running), what
+
+    asyncio.run(story())
+
+
+def test_a_contribution_is_fetched_and_judged_as_evidence_and_one_that_is_gone_is_not(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        async with one_peer(tmp_path) as running:
+            await rounds_later(running, 1)
+            machine, garbage = running.peer.machine, b"\xff" * 50
+            number, author = machine.chain.tip + 1, KeyPair.from_seed(STRANGER).peer_id
+            key = blob_hash(machine.chain.chain_id, number, author, [garbage])
+            running.node.blobs.put(key, garbage, durable=False)
+            held = Exhibit(number, author, key, len(garbage))
+            gone = Exhibit(number, author, bytes(32), len(garbage))
+            other = Exhibit(number, machine.me, key, len(garbage))  # keyed for another author
+            for exhibit in (gone, other, held):
+                machine.trials.inspect(exhibit, ())
+            running.node.post(TimerFired("tick"))  # carries out what was ordered
+            async with asyncio.timeout(30):
+                while held not in machine.trials.verdicts:
+                    await asyncio.sleep(0.02)
+            assert machine.trials.verdicts[held] is False
+            assert gone not in machine.trials.verdicts and other not in machine.trials.verdicts
+            await rounds_later(running, 2)
 
     asyncio.run(story())
 

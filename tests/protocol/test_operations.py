@@ -3,7 +3,10 @@
 from dataclasses import replace
 from functools import partial
 
-from peerformer.protocol.genesis import ADMISSION_CLOSED, Limits
+import pytest
+
+from peerformer.protocol.codec import MalformedError
+from peerformer.protocol.genesis import ADMISSION_CLOSED, Genesis, Limits
 from peerformer.protocol.identity import KeyPair
 from peerformer.protocol.membership import (
     EPOCH_ROUNDS,
@@ -17,6 +20,7 @@ from peerformer.protocol.membership import (
 )
 from peerformer.protocol.messages import (
     MEMBERS_MAX,
+    VOUCHERS_MAX,
     Admission,
     Attestation,
     Contradiction,
@@ -112,6 +116,16 @@ def test_an_admission_that_lacks_anything_is_refused() -> None:
     assert fault(admission(number=2)) == "request to join is too old"
     assert fault(good, number=EPOCH_ROUNDS) is None
     assert fault(good, number=EPOCH_ROUNDS + 1) == "request to join is too old"
+
+
+def test_a_genesis_whose_limits_no_admission_could_meet_founds_nothing() -> None:
+    for vouchers, good in ((0, False), (1, True), (VOUCHERS_MAX, True), (VOUCHERS_MAX + 1, False)):
+        made = replace(GENESIS, limits=replace(GENESIS.limits, vouchers=vouchers)).to_bytes()
+        if good:
+            assert Genesis.from_bytes(made).limits.vouchers == vouchers
+        else:
+            with pytest.raises(MalformedError):
+                Genesis.from_bytes(made)
 
 
 def test_a_leave_serves_its_sender_for_the_membership_it_holds() -> None:

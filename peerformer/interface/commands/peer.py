@@ -19,7 +19,8 @@ def _ask(run: str | None, message: dict[str, Any]) -> dict[str, Any]:
 def add(
     *,
     adversary: Annotated[
-        str | None, Parameter(help="Let it lie: sign-flip, garbage, equivocate or silent.")
+        str | None,
+        Parameter(help="Let it lie: sign-flip, garbage, false-ok, equivocate, silent."),
     ] = None,
     run: Run = None,
 ) -> None:

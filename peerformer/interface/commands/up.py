@@ -92,7 +92,7 @@ def open_swarm(
             return supervisor
     chosen = {name: value for name, value in overrides.items() if name != "size"}
     sized = ConfigOptions(overrides["size"], options.files, options.settings)
-    config = _lab(resolve_options(sized, chosen))
+    config = lab_config(resolve_options(sized, chosen))
     name = run_name(f"{datetime.now(UTC):%Y-%m-%d}", run, str(time.time_ns()).encode())
     supervisor = Supervisor(new_directory(name, root))
     supervisor.found(config, note)
@@ -100,7 +100,7 @@ def open_swarm(
     return supervisor
 
 
-def _lab(resolved: Resolved) -> Config:
+def lab_config(resolved: Resolved) -> Config:
     """A swarm on one machine has nobody to defend against: lift the quota that is not asked for."""
     config = resolved.config
     if resolved.origins["swarm.joins_per_voucher"] != DEFAULT:
