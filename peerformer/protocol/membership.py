@@ -17,7 +17,7 @@ while it is quarantined or suspended, and none of its vouchers counts for the ne
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated
 
 from peerformer.protocol.codec import U8, U16, U32, U64, Hash, Many, PeerId, encode
@@ -162,6 +162,7 @@ def quorum(voters: int) -> int:
     return 2 * voters // 3 + 1
 
 
+@lru_cache(maxsize=4)
 def founders(genesis: Genesis) -> Members:
     """Return the members of round 1."""
     founding = tuple(

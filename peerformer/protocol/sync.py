@@ -149,11 +149,13 @@ class Sync:
             return
         wanted = {entry.peer: (entry.blob_hash, entry.size) for entry in header.contributions}
         missing = collection.missing(wanted)
-        voters = self.chain.past_members[header.round].voters
-        for author in sorted(missing):
+        wanting = sorted(missing - collection.waiting_for)
+        if wanting:
+            voters = self.chain.past_members[header.round].voters
             nearby = sorted(self.outbox.connected) if self.outbox.gossips else ()
-            sources = (*nearby, *(peers_of(voters, header.attesters) or ()), author)
-            collection.fetch(author, *wanted[author], sources)
+            holders = (*nearby, *(peers_of(voters, header.attesters) or ()))
+            for author in wanting:
+                collection.fetch(author, *wanted[author], (*holders, author))
         if not missing:
             self.computed[apply] = None
             self.outbox.work(apply)

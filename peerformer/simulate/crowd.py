@@ -114,7 +114,7 @@ class Crowd:
         return self._cost(rounds)
 
     def _is_final(self, number: int, enough: float) -> bool:
-        if self.world.steps % 64:
+        if self.world.steps % 512:
             return False  # looking at a thousand tips costs more than an event
         return sum(self.world.tip(host.index) >= number for host in self.world.hosts) >= enough
 

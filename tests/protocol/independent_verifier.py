@@ -46,7 +46,7 @@ def verify(text, genesis, tables):  # raises unless the certificate holds
     assert header["members_hash"] == hash_of("members", encode(tables, "Members", members))
     assert votes["digest"] == hash_of("header", encode(tables, "Header", header))
     assert votes["commits"] is True and votes["round"] == header["round"]
-    voters = [member["peer"] for member in members["members"] if member["role"] == 0]
+    voters = members["committee"] or [m["peer"] for m in members["members"] if not m["role"]]
     assert voters == sorted(set(voters)) and len(votes["signers"]) == -(-len(voters) // 8) * 2
     bits = int.from_bytes(bytes.fromhex(votes["signers"]), "little")
     signers = [voter for index, voter in enumerate(voters) if bits >> index & 1]

@@ -26,6 +26,7 @@ from peerformer.protocol.light_client import (
 )
 from peerformer.protocol.membership import Departed, Members, next_members, quorum, subject_of
 from peerformer.protocol.messages import (
+    MEMBERS_MAX,
     STATEMENTS,
     Commit,
     Departure,
@@ -292,7 +293,7 @@ def test_numbers_and_counts_that_no_chain_reaches_are_a_fault_and_no_crash(
     inner["header"]["round"], inner["header"]["attesters"] = round_number, "00"
     rehash(inner)
     assert "malformed" in str(ours(document, world.genesis))
-    inner["members"]["banned"] = [f"{number:064x}" for number in range(256)]
+    inner["members"]["banned"] = [f"{number:064x}" for number in range(MEMBERS_MAX)]
     rehash(inner)
     assert "more of the banned" in str(ours(document, world.genesis))
 
@@ -301,7 +302,7 @@ def test_one_more_departed_than_a_swarm_can_have_is_a_fault_and_no_crash(world: 
     real = of_round(world, ROUNDS)
     keys = next(h.keys for h in world.hosts if h.keys.peer_id == real.members.voters[0])
     leave = sign(keys, world.genesis.chain_id, Leave(ROUNDS))
-    departed = tuple(Departed(bytes([number]) * 32, ROUNDS) for number in range(256))
+    departed = tuple(Departed(number.to_bytes(32, "big"), ROUNDS) for number in range(MEMBERS_MAX))
     members = replace(real.members, departed=departed)
     header = replace(real.header, members_hash=members.hash, operations=(Departure(leave),))
     document = show_document(replace(real, members=members, header=header))
