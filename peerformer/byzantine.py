@@ -74,7 +74,7 @@ ATTACKS = {
     "withhold-blob": "never serves what it committed to",
     "half-serve": "serves what it committed to to some only",
     "bad-state": "serves a false state to whoever catches up",
-    "lying-scorer": "says that every contribution but its own does harm",
+    "lying-scorer": "says that its friends' contributions do good, and all others harm",
     "false-ok": "attests that contributions decode which do not",
     "false-evidence": "accuses others with statements they never signed",
     "stale": "repeats old messages of anybody",
@@ -92,6 +92,7 @@ class Plot:
     chain_id: bytes
     keys: dict[bytes, KeyPair]
     proposed: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)
+    victims: frozenset[bytes] | None = None  # who hears the other story; None: a half, in turn
     acts: int = 0
 
     def note(self, envelope: Envelope) -> bool:
@@ -161,7 +162,9 @@ class Byzantine:
         return state[::-1] if self.lies and "bad-state" in self.attacks else state
 
     def _unlucky(self, peer: bytes) -> bool:
-        """Whether a peer is on the bad side, another half each round."""
+        """Whether a peer is on the bad side, another half each round unless it is settled."""
+        if self.plot.victims is not None:
+            return peer in self.plot.victims
         round_bytes = self.machine.collection.number.to_bytes(8, "little")
         return hash_of("half", round_bytes, peer)[0] < 128
 
@@ -233,7 +236,10 @@ class Byzantine:
     def _slandered(self, statement: Attestation) -> Attestation:
         me = self.machine.me
         judgements = tuple(
-            j if j.peer == me else replace(j, score=-1_000_000) for j in statement.judgements
+            j
+            if j.peer == me
+            else replace(j, score=1_000_000 if j.peer in self.plot.keys else -1_000_000)
+            for j in statement.judgements
         )
         return replace(statement, judgements=judgements)
 

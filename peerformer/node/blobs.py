@@ -69,7 +69,8 @@ class BlobStore:
     def put(self, key: bytes, data: bytes, *, durable: bool, hidden: bool = False) -> None:
         """Hold bytes; on disk for good when it returns if `durable`, served unless `hidden`."""
         kind = HIDDEN if hidden else DURABLE if durable else CACHED
-        temporary = self._directory / f".{key.hex()}.part"
+        # Two threads may put the same bytes: each writes a file of its own.
+        temporary = self._directory / f".{key.hex()}.{threading.get_ident()}.part"
         with temporary.open("wb") as file:
             file.write(data)
             if durable or hidden:

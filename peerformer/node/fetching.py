@@ -44,7 +44,11 @@ class Fetcher:
     on_lie: Callable[[bytes, str], None]
 
     async def blob(self, work: FetchBlob) -> bool:
-        """Fetch a contribution into the store; False if nobody gave it in time."""
+        """Fetch a contribution into the store for good; False if nobody gave it in time.
+
+        What is attested must outlive a restart: should its author be gone, a locked header could
+        never be proved valid again.
+        """
         if self.store.has(work.blob_hash):
             return True
         buffer = bytearray(work.size)
@@ -57,7 +61,7 @@ class Fetcher:
             work.sources, work.blob_hash, buffer, genuine, BLOB_SECONDS_MAX
         )
         if found:
-            await asyncio.to_thread(self.store.put, work.blob_hash, bytes(buffer), durable=False)
+            await asyncio.to_thread(self.store.put, work.blob_hash, bytes(buffer), durable=True)
         return found
 
     async def file(

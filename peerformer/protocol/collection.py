@@ -43,7 +43,8 @@ class Collection:
     judgements: dict[bytes, Judgement] = field(default_factory=dict)
     held: dict[bytes, bytes] = field(default_factory=dict)  # author -> hash that I hold, checked
     unreadable: dict[bytes, str] = field(default_factory=dict)  # author -> fault of its blob
-    waiting_for: set[bytes] = field(default_factory=set)  # authors being fetched or checked
+    # Authors of what is being fetched or checked -> hashes and sources asked.
+    waiting_for: dict[bytes, set[tuple[bytes, bytes]]] = field(default_factory=dict)
     training: bool = False
     trained: bool = False
     revealed: bool = False
@@ -153,16 +154,21 @@ class Collection:
         self._attest_when_all_judged(now)
 
     def fetch(self, author: bytes, blob_hash: bytes, size: int, sources: tuple[bytes, ...]) -> None:
-        """Fetch a contribution unless that is under way."""
-        if author not in self.waiting_for:
-            self.waiting_for.add(author)
-            others = tuple(source for source in sources if source != self.me)
+        """Fetch a contribution, unless all these sources are being asked for it already.
+
+        An author that serves some only must not keep the rest waiting for it alone.
+        """
+        others = tuple(source for source in sources if source != self.me)
+        wanted = {(blob_hash, source) for source in others}
+        asked = self.waiting_for.get(author)
+        if asked is None or not wanted <= asked:
+            self.waiting_for[author] = wanted | (asked or set())
             self.outbox.work(FetchBlob(self.number, author, blob_hash, size, others))
 
     def on_fetched(self, work: FetchBlob, *, succeeded: bool, now: float) -> None:
         """Check and score what was fetched."""
         if not succeeded:
-            self.waiting_for.discard(work.author)
+            self.waiting_for.pop(work.author, None)
             self._attest_when_all_judged(now)
             return
         scored = not self.attested and self._is_mine_to_score(work.author)
@@ -179,7 +185,7 @@ class Collection:
     def on_checked(self, work: Check, result: Checked, now: float) -> None:
         """Judge a contribution."""
         author = work.author
-        self.waiting_for.discard(author)
+        self.waiting_for.pop(author, None)
         if result.fault is None:
             self.held[author] = work.blob_hash
         else:

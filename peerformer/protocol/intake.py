@@ -179,8 +179,13 @@ def _on_headers(
     for item in items:
         if item.header.round == machine.chain.tip + 1:
             fault = machine.extend(item, more_to_come=item is not items[-1])
-            if fault:
-                return f"header: {fault}"
+        else:
+            fault = _compare(machine, item)
+        if machine.forked:
+            return None
+        if fault:
+            machine.sync.look_back(peer, machine.now)
+            return f"header: {fault}"
     if items:
         machine.sync.asked.pop(peer, None)  # it answers: ask for what comes after at once
     machine.sync.on_claim(peer, tip, machine.now)
@@ -252,15 +257,23 @@ def _keep(machine: "Machine", peer: bytes, packet: Packet) -> None:
 
 def _of_the_past(machine: "Machine", peer: bytes, packet: Packet, number: int) -> str | None:
     if isinstance(packet, Certified):
-        mine = machine.chain.item(number)
-        if mine is not None and machine.chain.contradicts(packet):
-            machine.on_fork(mine, packet)
-        return None
+        return _compare(machine, packet)
     fresh = number == machine.chain.tip and machine.now - machine.decided_at < LATE_SECONDS
     if isinstance(packet, TimedOut) or not fresh:
         machine.sync.help(peer, number, machine.now)
     if number == machine.chain.tip and isinstance(packet, Said):
         return _record_late(machine, packet.envelope)
+    return None
+
+
+def _compare(machine: "Machine", item: Certified) -> str | None:
+    """Hold a certified header against the one decided for its round; returns its fault."""
+    mine = machine.chain.item(item.header.round)
+    if mine is None or mine.header.digest == item.header.digest:
+        return None
+    if not machine.chain.contradicts(item):
+        return "another than was decided, certified by no quorum that I know"
+    machine.on_fork(mine, item)
     return None
 
 

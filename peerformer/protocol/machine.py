@@ -303,6 +303,7 @@ class Machine:
             self.progress_at = now
             for peer in sorted(self.outbox.connected & set(self.chain.members.voters)):
                 self.ballot.repeat_to(peer)
+                self.sync.compare(peer)
 
     # --- rounds --------------------------------------------------------------------------------
 
@@ -428,8 +429,10 @@ class Machine:
         return None
 
     def on_fork(self, mine: Certified, other: Certified) -> None:
-        """Two valid certificates for one round: more than f voters lied. Stop, and say so."""
+        """Two valid certificates for one round: more than f voters lied. Say so, and stop."""
         self.forked = (mine, other)
+        for item in self.forked:
+            self.outbox.broadcast(sorted(self.outbox.connected), item)
         reports.report_fork(self.outbox, mine, other)
 
     # --- restart -------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ against the root. A claim of a later round only makes us ask for headers.
 from dataclasses import dataclass, field
 
 from peerformer import events
-from peerformer.protocol.chain import Chain
+from peerformer.protocol.chain import MEMBERS_KEPT, Chain
 from peerformer.protocol.codec import encode
 from peerformer.protocol.collection import Collection
 from peerformer.protocol.effects import Adopt, Applied, Apply, FetchState
@@ -25,6 +25,7 @@ NEAR_ROUNDS = 16  # a newcomer this close behind may ask to join: as a member it
 HEADERS_SECONDS = 3.0  # to wait for headers that are claimed, before a state is fetched without
 HELP_SECONDS = 0.5  # between two answers to a peer that is behind
 RETRY_SECONDS = 1.0  # after a fetch of the state failed
+LOOK_BACK_SECONDS = 10.0  # between two requests for what a peer's chain was long ago
 
 
 @dataclass(slots=True)
@@ -45,6 +46,7 @@ class Sync:
     asked: dict[bytes, float] = field(default_factory=dict)
     helped: dict[bytes, float] = field(default_factory=dict)
     given: dict[bytes, int] = field(default_factory=dict)  # the newest header sent to each peer
+    looked_back: dict[bytes, float] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:
@@ -78,6 +80,21 @@ class Sync:
         self.asked.pop(peer, None)
         self.helped.pop(peer, None)
         self.given.pop(peer, None)
+        self.looked_back.pop(peer, None)
+
+    def compare(self, peer: bytes) -> None:
+        """Ask a peer for the round that I decided last: nothing goes on, and this may be why."""
+        if self.chain.tip:
+            self.outbox.send(peer, AskHeaders(self.chain.tip))
+
+    def look_back(self, peer: bytes, now: float) -> None:
+        """Ask a peer whose headers do not fit mine for all that I could still judge.
+
+        It lies, or two certificates stand for the round after which its chain is another.
+        """
+        if now - self.looked_back.get(peer, -LOOK_BACK_SECONDS) >= LOOK_BACK_SECONDS:
+            self.looked_back[peer] = now
+            self.outbox.send(peer, AskHeaders(max(1, self.chain.tip + 1 - MEMBERS_KEPT)))
 
     def tick(self, now: float) -> None:
         """Ask again while somebody claims more than I have; retry a failed fetch."""

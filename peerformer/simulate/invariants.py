@@ -68,6 +68,7 @@ class Invariants:
         self.view_of: dict[int, int] = {}  # round -> lowest view of a certificate seen
         self.joins = self.evictions = 0
         self._idle: Counter[bytes] = Counter()  # rounds in a row without an attestation
+        self.promised = True  # at most f lie; else a fork is what is to be expected
         self.on_first_said: Callable[[Host, str], None] = lambda host, kind: None
         self.on_first_decided: Callable[[Host], None] = lambda host: None
         self._seen_tip: dict[tuple[int, int], int] = {}
@@ -149,7 +150,7 @@ class Invariants:
     def after_event(self, host: Host) -> None:
         """Look at a host after something happened to it."""
         machine = host.machine
-        if machine is None or not self._judged(host):
+        if machine is None or not self._judged(host) or not self.promised:
             return
         if machine.forked:
             self.fail("one decision per round", f"host {host.index} saw a fork")
@@ -293,7 +294,8 @@ class Invariants:
     def on_state(self, host: Host, number: int, state: bytes) -> None:
         """Equal headers imply equal state bytes."""
         root = state_root(state)
-        if self._judged(host) and self.states.setdefault(number, root) != root:
+        judged = self._judged(host) and self.promised
+        if judged and self.states.setdefault(number, root) != root:
             self.fail("equal header, equal state", f"host {host.index} differs in round {number}")
 
     def _check_bounds(self, host: Host, machine: Machine) -> None:

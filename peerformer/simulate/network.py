@@ -1,7 +1,13 @@
 """Links made of a seed: delay, loss, duplication, reordering, bandwidth and partitions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
+
+from peerformer.protocol.effects import FetchBlob, FetchState
+from peerformer.protocol.messages import Packet
+
+Parcel = Packet | FetchBlob | FetchState  # a fetch goes the way of what is fetched
 
 
 @dataclass(slots=True)
@@ -15,6 +21,8 @@ class Network:
     duplication: float = 0.0
     upload_bytes_per_second: float = 0.0  # of each peer; 0: no limit
     blocked: set[tuple[int, int]] = field(default_factory=set)  # directed pairs
+    # Scripted trouble: whether exactly this one, from here to there, does not pass.
+    stops: Callable[[int, int, Parcel], bool] = lambda source, target, parcel: False
     lost: int = 0
     _line_free_at: dict[int, float] = field(default_factory=dict)
 

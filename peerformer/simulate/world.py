@@ -42,7 +42,7 @@ from peerformer.protocol.effects import (
     WorkFinished,
 )
 from peerformer.protocol.genesis import ADMISSION_OPEN, Founder, Genesis, Limits
-from peerformer.protocol.identity import blob_hash, hash_of
+from peerformer.protocol.identity import KeyPair, blob_hash, hash_of
 from peerformer.protocol.machine import Machine
 from peerformer.protocol.membership import next_members
 from peerformer.protocol.merkle import MerkleTree, check_leaf, leaf_count, leaf_span, state_root
@@ -75,11 +75,13 @@ class World:
         replicas: Replicas | None = None,
         links: Callable[["World", Host], Iterable[int]] | None = None,
         hash_chain_length: int = HASH_CHAIN_LENGTH,
+        sorted_ids: bool = False,
     ) -> None:
         """Make the hosts; `attacks` names liars by index, `spares` are up but no founders.
 
         `links` says with whom a host is connected when it starts; without it, with all that are up,
-        and it tells them where it is reached.
+        and it tells them where it is reached. With `sorted_ids` hosts are numbered as their ids are
+        sorted, which makes plain whose turn it is: host (round + view) mod peers, while all attest.
         """
         self.seed = seed
         self.random = Random(seed)
@@ -89,7 +91,10 @@ class World:
         self.succeed: Succeed = next_members
         self.replicas: Replicas = replicas or ToyReplicas()
         self.hash_chain_length = hash_chain_length
-        self.hosts = [self._host(index) for index in range(peers + spares)]
+        keys = [self._key(index) for index in range(peers + spares)]
+        if sorted_ids:
+            keys.sort(key=lambda key: KeyPair.from_seed(key).peer_id)
+        self.hosts = [self._host(index, key) for index, key in enumerate(keys)]
         for index, names in (attacks or {}).items():
             self.hosts[index].attacks = (names,) if isinstance(names, str) else names
         self.by_id: dict[bytes, list[Host]] = {}
@@ -102,6 +107,7 @@ class World:
         self.train_seconds: Callable[[int], float] = lambda _: 2.0 + self.random.random()
         self.crash_before_persist: dict[int, int] = {}  # host -> number of the persist
         self.crash_after_persist: dict[int, int] = {}
+        self.before_effect: Callable[[Host, Effect], None] = lambda host, effect: None
         self.trace: deque[tuple[float, int, Event | Effect | str]] = deque(maxlen=TRACE_KEPT)
         self.steps = self.crashes = self.sent = self.sent_bytes = self.blobs_copied = 0
         self.blob_seconds = 0.0  # how long a contribution is under way
@@ -276,7 +282,9 @@ class World:
             self.record[host.index].append((event, self.now + host.clock_offset))
         life = host.life
         for effect in self._effects(host, event):
-            self._carry_out(host, effect)
+            self.before_effect(host, effect)
+            if host.life == life:
+                self._carry_out(host, effect)
             if host.effects_until_crash is not None:
                 host.effects_until_crash -= 1
                 if host.effects_until_crash <= 0:
@@ -323,13 +331,20 @@ class World:
             self._packed = (packet, pack(packet))
         frame = self._packed[1]
         for target in self.by_id.get(peer, ()):
-            if target.index not in host.links:
-                continue
-            size = len(frame)
-            self.sent += 1
-            self.sent_bytes += size
-            for delay in self.network.deliveries(host.index, target.index, size, self.now):
-                self._soon(target, Received(host.me, frame), delay)
+            stopped = self.network.stops(host.index, target.index, packet)
+            if target.index in host.links and not stopped:
+                self._transmit(host, target, frame)
+
+    def _transmit(self, host: Host, target: Host, frame: bytes) -> None:
+        self.sent += 1
+        self.sent_bytes += len(frame)
+        for delay in self.network.deliveries(host.index, target.index, len(frame), self.now):
+            self._soon(target, Received(host.me, frame), delay)
+
+    def send(self, source: int, target: int, packet: Packet) -> None:
+        """Send again what the network had stopped."""
+        if target in self.hosts[source].links:
+            self._transmit(self.hosts[source], self.hosts[target], pack(packet))
 
     def _unpack(self, frame: bytes) -> Packet:
         """Unpack as production does, but the copies of one broadcast only once."""
@@ -443,6 +458,9 @@ class World:
         def attempt() -> None:
             if host.life != life or host.peer is None:
                 return
+            if isinstance(work, FetchBlob) and work.blob_hash in host.blobs.held:
+                done(held=True)
+                return
             for peer in work.sources:
                 if any(self._copy(host, source, work) for source in self.by_id.get(peer, ())):
                     done(held=True)
@@ -459,6 +477,8 @@ class World:
         blocked = (source.index, host.index) in self.network.blocked
         if source.peer is None or source.index not in host.links or blocked:
             return False
+        if self.network.stops(source.index, host.index, work):
+            return False
         if isinstance(work, FetchState):
             return self._copy_state(host, source, work)
         data = source.blobs.held.get(work.blob_hash)
@@ -468,7 +488,7 @@ class World:
             return False
         if blob_hash(self.genesis.chain_id, work.round, work.author, [data]) != work.blob_hash:
             return False
-        host.blobs.put(work.blob_hash, data, durable=False)
+        host.blobs.put(work.blob_hash, data, durable=True)
         self.blobs_copied += 1
         return True
 

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from peerformer.errors import SwarmError
 from peerformer.node.blobs import BlobStore
 from peerformer.node.certificate import issue_leaf, load_identity, network_authority
+from peerformer.node.fetching import Fetcher
 from peerformer.node.limits import TransportLimits
 from peerformer.node.transport import (
     Connection,
@@ -23,6 +24,8 @@ from peerformer.node.transport import (
     FetchError,
     Transport,
 )
+from peerformer.protocol.effects import FetchBlob
+from peerformer.protocol.identity import blob_hash
 
 SERVER, CLIENT = b"\x01" * 32, b"\x02" * 32
 KEY = b"\x07" * 32
@@ -274,6 +277,27 @@ def test_blobs_are_fetched_whole_on_connections_that_are_used_again(run, tmp_pat
             assert len(both.server._inbound) == 1 and both.server._inbound.total() == 1
             with pytest.raises(FetchError):
                 await both.fetch(bytearray(len(data) + 1))
+
+    run(story())
+
+
+def test_a_fetched_contribution_outlives_a_restart(run, tmp_path: Path) -> None:
+    """Whoever attested it may be the last to have it."""
+    author, data, chain_id = b"\x07" * 32, b"contribution", b"\x08" * 32
+    key = blob_hash(chain_id, 1, author, [data])
+
+    async def story() -> None:
+        async with pair() as both:
+            both.server.store = BlobStore(tmp_path / "theirs", bytes_max=1 << 20)
+            both.server.may_fetch = lambda peer: True
+            both.server.store.put(key, data, durable=True)
+            mine = BlobStore(tmp_path / "mine", bytes_max=1 << 20)
+            fetcher = Fetcher(
+                both.client, mine, chain_id, lambda peer: (both.address,), lambda peer, why: None
+            )
+            work = FetchBlob(1, author, key, len(data), (both.server.peer_id,))
+            assert await fetcher.blob(work)
+        assert BlobStore(tmp_path / "mine", bytes_max=1 << 20).get(key) == data
 
     run(story())
 

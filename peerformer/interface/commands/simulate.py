@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -14,6 +15,7 @@ from peerformer.errors import ConfigError
 from peerformer.interface.progress import duration
 from peerformer.simulate.campaign import Tally, replay, run_seeds
 from peerformer.simulate.invariants import Violation
+from peerformer.simulate.scenario import play, read
 from peerformer.simulate.trace import tell
 from peerformer.simulate.troubles import WORLDS, Outcome, Plan, parse_adversaries
 
@@ -36,9 +38,12 @@ def simulate(
         str | None, Parameter(help='Who lies, such as "equivocate*1,silent*1".')
     ] = None,
     peers: Annotated[int | None, Parameter(help="Founders; else drawn from the seed.")] = None,
+    story: Annotated[Path | None, Parameter(help="A scripted story instead of seeds.")] = None,
     json_output: Annotated[bool, Parameter(name="--json", negative=(), help="One object.")] = False,
 ) -> int:
     """Run the protocol in worlds full of trouble, and check after every event what must hold."""
+    if story is not None:
+        return _story(story, trace=trace, json_output=json_output)
     plan = _plan(world, adversaries, peers)
     if seed is not None:
         return _one(seed, plan, trace=trace, json_output=json_output)
@@ -65,6 +70,25 @@ def simulate(
     for violation in tally.violations:
         _explain(violation, plan)
     return 1 if tally.violations else 0
+
+
+def _story(path: Path, *, trace: bool, json_output: bool) -> int:
+    """Tell a story and its verdict, line by line; 1 if it did not go as written."""
+    story = read(path)
+    verdict = play(story)
+    if json_output:
+        found = [{"line": f.line, "text": f.text, "fault": f.fault} for f in verdict.findings]
+        print(json.dumps({"danger": story.danger, "holds": verdict.holds, "findings": found}))
+    else:
+        print(story.danger)
+        for finding in verdict.findings:
+            mark, instead = ("ok", "") if finding.fault is None else ("FAILED", finding.fault)
+            print(f"{mark:<6} {finding.line:>3}  {finding.text}{instead and ': ' + instead}")
+    if trace:
+        print(*tell(verdict.world), sep="\n")
+    elif not verdict.holds:
+        print(*tell(verdict.world, last=EVENTS_SHOWN), sep="\n", file=sys.stderr)
+    return 0 if verdict.holds else 1
 
 
 def _plan(world: str, adversaries: str | None, peers: int | None) -> Plan:
