@@ -36,18 +36,29 @@ MEMBERS_KEPT = 64  # member sets of recent rounds, to check a late certificate a
 class Chain:
     """The certified headers from round 1 on, and what follows from them."""
 
+    genesis: Genesis
+    chain_id: bytes
+    items: list[Certified]
+    members: Members  # of round tip + 1
+    past_members: dict[int, Members]
+    head: bytes  # digest of the newest header
+    beacon: bytes
+    state_root: bytes
+    joins: list[int]  # rounds of recent admissions
+    departures: dict[bytes, int]  # who left lately, and in which round
+
     def __init__(self, genesis: Genesis) -> None:
         """Start at the genesis, which is round 0."""
         self.genesis = genesis
         self.chain_id = genesis.chain_id
-        self.items: list[Certified] = []
-        self.members: Members = founders(genesis)  # of round tip + 1
-        self.past_members: dict[int, Members] = {}
-        self.head = self.chain_id  # digest of the newest header
+        self.items = []
+        self.members = founders(genesis)
+        self.past_members = {}
+        self.head = self.chain_id
         self.beacon = hash_of("beacon", self.chain_id)
         self.state_root = genesis.state_root
-        self.joins: list[int] = []  # rounds of recent admissions
-        self.departures: dict[bytes, int] = {}  # who left lately, and in which round
+        self.joins = []
+        self.departures = {}
 
     @property
     def tip(self) -> int:

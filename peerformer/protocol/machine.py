@@ -65,6 +65,31 @@ def header_key(number: int) -> str:
 class Machine:
     """One peer's protocol state."""
 
+    now: float
+    unpack: Callable[[bytes], Packet]
+    keys: KeyPair
+    genesis: Genesis
+    chain: Chain
+    outbox: Outbox
+    hash_chain: HashChain
+    timing: Timing
+    ledger: Ledger
+    sync: Sync
+    requests: Requests
+    neighbourhood: Neighbourhood
+    rates: Rates
+    last_contributed: dict[bytes, int]
+    later: dict[bytes, list[Packet]]  # packets of the next round, by sender
+    faults: dict[bytes, int]  # malformed or false input, by the connection it came on
+    decided_at: float
+    asked_header_at: float
+    progress_at: float  # when I last persisted anything of a round
+    forked: tuple[Certified, Certified] | None
+    paused: bool
+    collection: Collection
+    ballot: Ballot
+    _records: dict[str, bytes]  # of before a restart, until the start
+
     def __init__(
         self,
         genesis: Genesis,
@@ -105,13 +130,13 @@ class Machine:
         self.requests = Requests(self.chain, self.outbox, self.hash_chain.links[0])
         self.neighbourhood = Neighbourhood(self.chain, self.outbox, seed, addresses)
         self.rates = Rates()
-        self.last_contributed: dict[bytes, int] = {}
-        self.later: dict[bytes, list[Packet]] = {}  # packets of the next round, by sender
-        self.faults: dict[bytes, int] = {}  # malformed or false input, by the connection it came on
+        self.last_contributed = {}
+        self.later = {}
+        self.faults = {}
         self.decided_at = now
         self.asked_header_at = 0.0
-        self.progress_at = now  # when I last persisted anything of a round
-        self.forked: tuple[Certified, Certified] | None = None
+        self.progress_at = now
+        self.forked = None
         self.paused = False
         self._records = dict(records or {})
         self._restore_chain(state_round)

@@ -29,12 +29,19 @@ JOIN_RENEWED_ROUNDS = 50  # a request this old is signed anew
 class Requests:
     """Operations that wait for a header, by the peer they are about."""
 
+    chain: Chain
+    outbox: Outbox
+    chain_anchor: bytes
+    operations: dict[bytes, Operation]
+    wants_membership: bool
+    _join: Envelope | None
+
     def __init__(self, chain: Chain, outbox: Outbox, chain_anchor: bytes) -> None:
         """Start with none."""
         self.chain, self.outbox, self.chain_anchor = chain, outbox, chain_anchor
-        self.operations: dict[bytes, Operation] = {}
+        self.operations = {}
         self.wants_membership = True
-        self._join: Envelope | None = None
+        self._join = None
 
     def fault(self, operation: Operation) -> str | None:
         """Return why an operation cannot stand in the next header, or None."""
