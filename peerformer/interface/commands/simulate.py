@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
 from multiprocessing import get_context
 from typing import Annotated, Literal
 
@@ -17,15 +18,19 @@ from peerformer.simulate.invariants import Violation
 from peerformer.simulate.trace import tell
 from peerformer.simulate.troubles import WORLDS, Outcome, Plan, parse_adversaries
 
-SEEDS = 2_000
-SEEDS_A_TASK = 8
+SEEDS = {"toy": 2_000, "real": 2}
+SEEDS_A_TASK = {"toy": 8, "real": 1}
+ROUNDS_REAL = 8  # enough to see it learn
 EVENTS_SHOWN = 30
 SHOW_SECONDS = 1.0
 
 
 def simulate(
     *,
-    seeds: Annotated[int, Parameter(help="How many worlds.")] = SEEDS,
+    seeds: Annotated[
+        int | None,
+        Parameter(help=f"How many worlds: {SEEDS['toy']}, or {SEEDS['real']} real ones."),
+    ] = None,
     first: Annotated[int, Parameter(help="The first seed.")] = 0,
     jobs: Annotated[int, Parameter(help="Processes.")] = 2,
     world: Annotated[str, Parameter(help=f"What goes wrong: {', '.join(WORLDS)}.")] = "mixed",
@@ -36,10 +41,18 @@ def simulate(
         str | None, Parameter(help='Who lies, such as "equivocate*1,silent*1".')
     ] = None,
     peers: Annotated[int | None, Parameter(help="Founders; else drawn from the seed.")] = None,
+    rounds: Annotated[
+        int | None, Parameter(help=f"The trouble ends with this round; real: {ROUNDS_REAL}.")
+    ] = None,
     json_output: Annotated[bool, Parameter(name="--json", negative=(), help="One object.")] = False,
 ) -> int:
     """Run the protocol in worlds full of trouble, and check after every event what must hold."""
     plan = _plan(world, adversaries, peers)
+    if rounds is not None and rounds < 1:
+        raise ConfigError("--rounds is 1 or more")
+    ends_with = ROUNDS_REAL if rounds is None and replica == "real" else rounds
+    plan = replace(plan, rounds=ends_with, replica=replica)
+    seeds = SEEDS[replica] if seeds is None else seeds
     if seed is not None:
         return _one(seed, plan, trace=trace, json_output=json_output)
     if trace:
@@ -78,9 +91,10 @@ def _plan(world: str, adversaries: str | None, peers: int | None) -> Plan:
 
 
 def _outcomes(first: int, seeds: int, jobs: int, plan: Plan) -> Iterator[Outcome]:
+    size = SEEDS_A_TASK[plan.replica]
     tasks = [
-        range(start, min(start + SEEDS_A_TASK, first + seeds))
-        for start in range(first, first + seeds, SEEDS_A_TASK)
+        range(start, min(start + size, first + seeds))
+        for start in range(first, first + seeds, size)
     ]
     if jobs == 1:
         for task in tasks:
@@ -116,7 +130,9 @@ def _print_table(tally: Tally, seconds: float) -> None:
     for name, value in found.items():
         if isinstance(value, dict):
             value = ", ".join(f"view {view}: {count}" for view, count in value.items())
-        print(f"{name.replace('_', ' '):<22} {value}")
+        elif isinstance(value, list):
+            value = ", ".join("–" if bits is None else f"{bits:.2f}" for bits in value)
+        print(f"{name.replace('_', ' '):<24} {value}")
 
 
 def _explain(violation: Violation, plan: Plan) -> None:
@@ -135,6 +151,10 @@ def replay_command(seed: int, plan: Plan) -> str:
         words += ["--world", plan.kind]
     if plan.peers is not None:
         words += ["--peers", str(plan.peers)]
+    if plan.rounds is not None:
+        words += ["--rounds", str(plan.rounds)]
+    if plan.replica != "toy":
+        words += ["--replica", plan.replica]
     if plan.adversaries is not None:
         liars = ",".join("+".join(attacks) for attacks in plan.adversaries)
         words += ["--adversaries", f'"{liars}"']
