@@ -51,11 +51,12 @@ GROUPS = {
         },
     ),
     "peer": (
-        "Add, kill and start peers of a swarm on this machine.",
+        "Add, kill, start and look into peers of a swarm on this machine.",
         {
             "add": ("peer:add", "Add a peer, or an adversary."),
             "kill": ("peer:kill", "Kill a peer without a goodbye."),
             "start": ("peer:start", "Start a killed peer again."),
+            "state": ("peer:state", "Print a peer's protocol state to a file."),
         },
     ),
 }

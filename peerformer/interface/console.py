@@ -1,4 +1,4 @@
-"""The interactive prompt of a node: `stats peers train test quit help`, live while it trains."""
+"""The prompt of a node: `stats peers train test state quit help`, live while it trains."""
 
 import asyncio
 import sys
@@ -37,6 +37,7 @@ HELP = """stats    how this peer and its swarm are doing
 peers    who belongs to the swarm, and their standing
 train    pause or resume this peer's training
 test     check the newest decided round: header, certificate, signatures, my own state root
+state    print the whole state of the protocol to a file; no secret is in it
 quit     leave the swarm politely and stop
 help     this text"""
 
@@ -53,6 +54,7 @@ class Console:
             "peers": self.peers,
             "train": self.train,
             "test": self.test,
+            "state": lambda: f"the state is in {self.running.print_state()}",
             "quit": self.quit,
             "help": lambda: HELP,
         }

@@ -68,6 +68,11 @@ class PeerDirectory:
         return self.path / "status.json"
 
     @property
+    def printout(self) -> Path:
+        """The state of the protocol as text, when somebody has asked for it."""
+        return self.path / "printout.json"
+
+    @property
     def states(self) -> Path:
         """Snapshots of agreed states."""
         return self.path / "states"

@@ -20,7 +20,7 @@ from peerformer.adversary import ATTACKS, corrupt, honest_part
 from peerformer.errors import EvictedError, PeerformerError
 from peerformer.node.assemble import Assembled, PeerOptions, assemble
 from peerformer.node.checkpoint import save_agreed
-from peerformer.node.directory import PeerDirectory, SwarmDirectory
+from peerformer.node.directory import PeerDirectory, SwarmDirectory, write_durably
 from peerformer.node.evidence import save_evidence
 from peerformer.node.status import Tally, status_of, write_status
 from peerformer.node.transport import DialError
@@ -28,6 +28,7 @@ from peerformer.node.worker import leave_operators_to_the_bench
 from peerformer.peer import Peer
 from peerformer.protocol.effects import Command, Report
 from peerformer.protocol.identity import name_of
+from peerformer.protocol.printout import to_text
 
 STATUS_SECONDS = 0.25
 BOOTSTRAP_RETRY_SECONDS = 1.0
@@ -184,6 +185,11 @@ class Running:
         """Save the agreed model as a loadable checkpoint; on the worker's thread."""
         return save_agreed(self.swarm, self.peer.machine.chain, self.parts)
 
+    def print_state(self) -> Path:
+        """Write the state of the protocol as text, without any secret; returns where."""
+        write_durably(self.directory.printout, to_text(self.peer.machine).encode())
+        return self.directory.printout
+
     async def run_until_stopped(self) -> str:
         """Wait for the end; returns the reason."""
         machine = self.node.peer.machine
@@ -234,8 +240,8 @@ async def _supervised(
     node = running.node
     control.send(("listening", address, running.peer.machine.me))
 
-    def answer(path: Path) -> None:
-        control.send(("checkpoint", str(path)))
+    def answer(order: str, path: Path) -> None:
+        control.send((order, str(path)))
 
     def on_order() -> None:
         try:
@@ -256,7 +262,9 @@ async def _supervised(
             case ("pause" | "resume" as word,):
                 node.post(Command(word))
             case ("checkpoint",):
-                node.worker.submit(lambda: answer(running.save_checkpoint()))
+                node.worker.submit(lambda: answer("checkpoint", running.save_checkpoint()))
+            case ("state",):
+                answer("state", running.print_state())
 
     node.loop.add_reader(control.fileno(), on_order)
     await running.run_until_stopped()

@@ -196,16 +196,24 @@ class Supervisor:
 
     def save_checkpoint(self, name: str) -> Path:
         """Let a peer save the agreed model; returns where."""
+        return self._written(name, "checkpoint")
+
+    def print_state(self, name: str) -> Path:
+        """Let a peer write the state of its protocol as text; returns where."""
+        return self._written(name, "state")
+
+    def _written(self, name: str, order: str) -> Path:
+        """Order a peer to write a file, and wait for it."""
         child = self._running(name)
         child.answers.clear()
-        self.order(name, "checkpoint")
+        self.order(name, order)
         deadline = time.monotonic() + ANSWER_SECONDS_MAX
         while time.monotonic() < deadline and child.alive:
             self._read([child], 0.5)
             for answer in child.answers:
-                if answer[0] == "checkpoint":
+                if answer[0] == order:
                     return Path(answer[1])
-        raise SwarmError(f"{name} did not save a checkpoint", where=str(self.swarm.path))
+        raise SwarmError(f"{name} did not save its {order}", where=str(self.swarm.path))
 
     def stop(self) -> None:
         """Stop all peers: politely, then not."""

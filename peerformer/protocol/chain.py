@@ -40,6 +40,17 @@ MEMBERS_KEPT = 64  # member sets of recent rounds, to check a late certificate a
 class Chain:
     """The certified headers from round 1 on, and what follows from them."""
 
+    succeed: Succeed
+    genesis: Genesis
+    chain_id: bytes
+    items: list[Certified]
+    members: Members  # of round tip + 1
+    past_members: dict[int, Members]
+    head: bytes  # digest of the newest header
+    beacon: bytes
+    state_root: bytes
+    admitted: list[tuple[int, tuple[bytes, ...]]]  # lately: round, and who vouched
+
     def __init__(self, genesis: Genesis, succeed: Succeed = next_members) -> None:
         """Start at the genesis, which is round 0.
 
@@ -49,13 +60,13 @@ class Chain:
         self.succeed = succeed
         self.genesis = genesis
         self.chain_id = genesis.chain_id
-        self.items: list[Certified] = []
-        self.members: Members = founders(genesis)  # of round tip + 1
-        self.past_members: dict[int, Members] = {}
-        self.head = self.chain_id  # digest of the newest header
+        self.items = []
+        self.members = founders(genesis)
+        self.past_members = {}
+        self.head = self.chain_id
         self.beacon = first_beacon(genesis)
         self.state_root = genesis.state_root
-        self.admitted: list[tuple[int, tuple[bytes, ...]]] = []  # lately: round, and who vouched
+        self.admitted = []
 
     @property
     def tip(self) -> int:

@@ -145,9 +145,11 @@ class Ledger:
     Bounded: at most SLOTS_PER_PEER_MAX statements of one peer, of the rounds last seen.
     """
 
+    _seen: dict[bytes, dict[tuple[str, int, int], Envelope]]  # by sender and slot
+
     def __init__(self) -> None:
         """Start empty."""
-        self._seen: dict[bytes, dict[tuple[str, int, int], Envelope]] = {}
+        self._seen = {}
 
     def record(self, envelope: Envelope) -> Evidence | None:
         """Remember a genuine statement; return evidence if it contradicts one seen before."""

@@ -36,6 +36,11 @@ TRIED_KEPT_SECONDS = 30 * 24 * 3_600  # since it was last reached
 MEMBER, NEW, TRIED = "member", "new", "tried"
 
 
+def secret_of(seed: bytes) -> bytes:
+    """Return the secret of the book of whoever holds the key of `seed`."""
+    return hash_of("secret", seed)
+
+
 @dataclass(slots=True)
 class Entry:
     """One known peer: its signed record, where it stands in the book, and how dialling went."""

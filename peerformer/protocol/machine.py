@@ -51,6 +51,7 @@ from peerformer.protocol.rates import Rates
 from peerformer.protocol.requests import Requests
 from peerformer.protocol.sync import Sync
 from peerformer.protocol.timing import Timing
+from peerformer.protocol.trials import Trials
 
 TICK_SECONDS = 1.0
 REPEAT_SECONDS = 5.0
@@ -66,6 +67,33 @@ def header_key(number: int) -> str:
 
 class Machine:
     """One peer's protocol state."""
+
+    now: float
+    unpack: Callable[[bytes], Packet]
+    keys: KeyPair
+    genesis: Genesis
+    chain: Chain
+    outbox: Outbox
+    hash_chain: HashChain
+    timing: Timing
+    ledger: Ledger
+    sync: Sync
+    requests: Requests
+    trials: Trials
+    neighbourhood: Neighbourhood
+    rates: Rates
+    last_contributed: dict[bytes, int]
+    later: dict[bytes, list[Packet]]  # packets of the next round, by sender
+    faults: dict[bytes, int]  # malformed or false input, by the connection it came on
+    decided_at: float
+    asked_header_at: float
+    progress_at: float  # when I last persisted anything of a round
+    forked: tuple[Certified, Certified] | None
+    paused: bool
+    collection: Collection
+    ballot: Ballot
+    relayed: dict[bytes, set[bytes]]  # signatures passed on this round, by sender
+    _records: dict[str, bytes]  # of before a restart, until the start
 
     def __init__(
         self,
@@ -112,15 +140,15 @@ class Machine:
         self.trials = self.requests.trials
         self.neighbourhood = Neighbourhood(self.chain, self.outbox, seed, addresses)
         self.rates = Rates()
-        self.last_contributed: dict[bytes, int] = {}
-        self.later: dict[bytes, list[Packet]] = {}  # packets of the next round, by sender
-        self.faults: dict[bytes, int] = {}  # malformed or false input, by the connection it came on
+        self.last_contributed = {}
+        self.later = {}
+        self.faults = {}
         self.decided_at = now
         self.asked_header_at = 0.0
-        self.progress_at = now  # when I last persisted anything of a round
-        self.forked: tuple[Certified, Certified] | None = None
+        self.progress_at = now
+        self.forked = None
         self.paused = False
-        self.relayed: dict[bytes, set[bytes]] = {}  # signatures passed on this round, by sender
+        self.relayed = {}
         self._records = dict(records or {})
         self._restore_chain(state_round)
         self.neighbourhood.restore(self._records)

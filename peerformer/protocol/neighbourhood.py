@@ -13,9 +13,14 @@ from peerformer.protocol.addresses import group_of
 from peerformer.protocol.anchors import Keeper
 from peerformer.protocol.chain import Chain
 from peerformer.protocol.committee import fingers
-from peerformer.protocol.discovery import MEMBER, RECORD_LIFETIME_SECONDS, AddressBook
+from peerformer.protocol.discovery import (
+    MEMBER,
+    RECORD_LIFETIME_SECONDS,
+    AddressBook,
+    secret_of,
+)
 from peerformer.protocol.effects import Dial
-from peerformer.protocol.identity import hash_of, name_of
+from peerformer.protocol.identity import name_of
 from peerformer.protocol.membership import Members, quorum
 from peerformer.protocol.messages import (
     ADDRESSES_MAX,
@@ -51,18 +56,30 @@ class Link:
 class Neighbourhood:
     """Who is connected, who has greeted, and where the others are."""
 
+    chain: Chain
+    outbox: Outbox
+    addresses: tuple[str, ...]
+    book: AddressBook
+    keeper: Keeper
+    links: dict[bytes, Link]
+    greeted: set[bytes]  # said hello, with this chain
+    _noted: Members | None
+    _record: Envelope | None
+    _exchange_at: float
+    _save_at: float
+
     def __init__(
         self, chain: Chain, outbox: Outbox, seed: bytes, addresses: tuple[str, ...]
     ) -> None:
         """Know nobody yet."""
         self.chain, self.outbox = chain, outbox
         self.addresses = addresses
-        self.book = AddressBook(outbox.keys.peer_id, chain.chain_id, hash_of("secret", seed))
+        self.book = AddressBook(outbox.keys.peer_id, chain.chain_id, secret_of(seed))
         self.keeper = Keeper()
-        self.links: dict[bytes, Link] = {}
-        self.greeted: set[bytes] = set()  # said hello, with this chain
-        self._noted: Members | None = None
-        self._record: Envelope | None = None
+        self.links = {}
+        self.greeted = set()
+        self._noted = None
+        self._record = None
         self._exchange_at = self._save_at = 0.0
 
     def restore(self, records: Mapping[str, bytes]) -> None:

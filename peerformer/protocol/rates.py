@@ -70,7 +70,8 @@ class TokenBucket:
 class Rates:
     """What each connection has asked lately."""
 
-    _limits: dict[tuple[bytes, type], tuple[TokenBucket, TokenBucket]] = field(default_factory=dict)
+    # By the connection and the name of the kind.
+    _limits: dict[tuple[bytes, str], tuple[TokenBucket, TokenBucket]] = field(default_factory=dict)
 
     def may_answer(self, peer: bytes, packet: Packet, now: float) -> tuple[bool, str | None]:
         """Whether to attend to a packet, and why it is a fault if it comes far too often."""
@@ -80,7 +81,7 @@ class Rates:
             return True, None
         gross_burst = rate.burst * GROSS_FACTOR
         fresh = (TokenBucket(rate.burst, now), TokenBucket(gross_burst, now))
-        limit, gross = self._limits.setdefault((peer, kind), fresh)
+        limit, gross = self._limits.setdefault((peer, kind.__name__), fresh)
         answered = limit.take(rate.burst, rate.per_second, now)
         tolerated = gross.take(gross_burst, rate.per_second * GROSS_FACTOR, now)
         return answered, None if tolerated else f"a flood of {kind.__name__}"
@@ -88,4 +89,4 @@ class Rates:
     def forget(self, peer: bytes) -> None:
         """Forget a connection that has ended."""
         for kind in RATES:
-            self._limits.pop((peer, kind), None)
+            self._limits.pop((peer, kind.__name__), None)

@@ -33,15 +33,25 @@ JOIN_RENEWED_ROUNDS = 50  # a request this old is signed anew
 class Requests:
     """Operations that wait for a header, by the peer they are about."""
 
+    chain: Chain
+    outbox: Outbox
+    chain_anchor: bytes
+    role: int
+    operations: dict[bytes, Operation]
+    vouching: Vouching
+    trials: Trials
+    wants_membership: bool
+    _join: Envelope | None
+    _rejoin: Envelope | None
+
     def __init__(self, chain: Chain, outbox: Outbox, chain_anchor: bytes, role: int) -> None:
         """Start with none; `role` is the one that I want."""
         self.chain, self.outbox = chain, outbox
         self.chain_anchor, self.role = chain_anchor, role
-        self.operations: dict[bytes, Operation] = {}
+        self.operations = {}
         self.vouching, self.trials = Vouching(chain, outbox), Trials(outbox)
         self.wants_membership = True
-        self._join: Envelope | None = None
-        self._rejoin: Envelope | None = None
+        self._join = self._rejoin = None
 
     def fault(self, operation: Operation) -> str | None:
         """Return why an operation cannot stand in the next header, or None."""

@@ -166,12 +166,11 @@ class Sync:
             return
         wanted = {entry.peer: (entry.blob_hash, entry.size) for entry in header.contributions}
         missing = collection.missing(wanted)
-        wanting = sorted(missing - collection.waiting_for)
-        if wanting:
+        if missing:
             voters = self.chain.past_members[header.round].voters
             nearby = sorted(self.outbox.connected) if self.outbox.gossips else ()
             holders = (*nearby, *(peers_of(voters, header.attesters) or ()))
-            for author in wanting:
+            for author in sorted(missing):
                 collection.fetch(author, *wanted[author], (*holders, author))
         if not missing:
             self.computed[apply] = None

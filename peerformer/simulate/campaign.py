@@ -3,6 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from statistics import mean
 
 from peerformer.simulate.invariants import Violation
 from peerformer.simulate.troubles import Outcome, Plan, Troubled, run_seed
@@ -20,6 +21,7 @@ class Tally:
     rounds_decided: int = 0
     views: Counter[int] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
+    bits_per_byte: list[tuple[float | None, ...]] = field(default_factory=list)  # a world each
     violations: list[Violation] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
@@ -28,12 +30,23 @@ class Tally:
         self.rounds_decided += outcome.rounds_decided
         self.views += outcome.views
         self.counts += outcome.counts
+        if outcome.bits_per_byte:
+            self.bits_per_byte.append(outcome.bits_per_byte)
         if outcome.violation is not None:
             self.violations.append(outcome.violation)
 
     def broken(self, invariants: tuple[str, ...]) -> int:
         """Return how often one of these invariants was broken."""
         return sum(violation.invariant in invariants for violation in self.violations)
+
+    def validation(self) -> dict[str, list[float | None]]:
+        """Return the mean over the worlds after each round that all of them decided."""
+        columns = [
+            [bits for bits in column if bits is not None]
+            for column in zip(*self.bits_per_byte, strict=False)
+        ]
+        means = [round(mean(column), 4) if column else None for column in columns]
+        return {"validation_bits_per_byte": means} if means else {}
 
     def as_json(self, seconds: float) -> dict[str, object]:
         """Return the whole as one object."""
@@ -50,6 +63,7 @@ class Tally:
             "partitions": 0,
             "byzantine_acts": 0,
             **counts,
+            **self.validation(),
             "views": {str(view): count for view, count in sorted(self.views.items())},
             "violations": [
                 {"seed": v.seed, "invariant": v.invariant, "what": v.what} for v in self.violations

@@ -99,6 +99,9 @@ class Crowd:
         """
         world = self.world
         world.start()
+        for host in world.hosts:  # some were not up yet when it started
+            for neighbour in _ring(world, host):
+                world.link(host, world.hosts[neighbour])
         self._link_circle(world.hosts[0])
         for number in range(1, rounds + 1):
             enough = CAUGHT_UP * len(world.hosts)

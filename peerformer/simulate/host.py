@@ -28,6 +28,10 @@ class Replicas(Protocol):
     def recipe(self) -> bytes:
         """The recipe that the genesis carries."""
 
+    @property
+    def bits_per_byte(self) -> dict[int, float]:
+        """How good the agreed state of a round is, where there is a model to measure."""
+
     def first_state(self) -> bytes:
         """Return the agreed state of round 0."""
 

@@ -70,6 +70,10 @@ class ToyBench:
         self.round, self.computed = round_number, {}
         return apply is not None or state_root(self.state) == root
 
+    def flip_from(self, round_number: int) -> None:
+        """Do harm: what a hash has for an opposite."""
+        self.poisons = True
+
     def install(self, round_number: int, root: bytes, state: bytes) -> bool:
         """Move to a fetched state, whose chunks the caller has proven."""
         self.state, self.round, self.computed = state, round_number, {}
@@ -83,6 +87,11 @@ class ToyReplicas:
     state_size: int = STATE_SIZE_BYTES
     blob_size_max: int = BLOB_SIZE_BYTES
     recipe: bytes = b"{}"
+
+    @property
+    def bits_per_byte(self) -> dict[int, float]:
+        """Nothing: a hash predicts no text."""
+        return {}
 
     def first_state(self) -> bytes:
         """Return the state of round 0."""

@@ -18,6 +18,7 @@ from peerformer.protocol.effects import Command
 from peerformer.protocol.membership import tolerated_faults
 from peerformer.simulate.host import Host, Replicas
 from peerformer.simulate.invariants import Violation
+from peerformer.simulate.toy import ToyReplicas
 from peerformer.simulate.world import LIMITS, World
 
 SIZES = (4, 4, 4, 5, 5, 6, 7, 7, 8, 9, 10, 11, 12, 13)  # small worlds break soonest
@@ -48,6 +49,8 @@ class Plan:
     adversaries: tuple[tuple[str, ...], ...] | None = None  # None: drawn from the seed
     peers: int | None = None  # None: drawn from the seed
     trouble_seconds: float = TROUBLE_SECONDS
+    rounds: int | None = None  # the trouble ends with this round instead
+    replica: str = "toy"
 
     def has(self, *kinds: str) -> bool:
         """Whether the world has trouble that belongs to one of these kinds."""
@@ -62,7 +65,17 @@ class Outcome:
     rounds_decided: int = 0
     views: Counter[int] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)  # crashes, partitions, joins …
+    bits_per_byte: tuple[float | None, ...] = ()  # of real replicas, after each round
     violation: Violation | None = None
+
+
+def replicas_of(plan: Plan, seed: int) -> Replicas:
+    """Return the replicas that a plan asks for."""
+    if plan.replica == "toy":
+        return ToyReplicas()
+    from peerformer.simulate.real import RealReplicas  # and torch, only where it is asked for
+
+    return RealReplicas(seed)
 
 
 def parse_adversaries(text: str) -> tuple[tuple[str, ...], ...]:
@@ -101,7 +114,12 @@ class Troubled:
         liars = self._liars()
         spares = self.random.choice((0, 0, 1, 2)) if plan.has("churn") else 0
         self.world = World(
-            seed, self.size, attacks=liars, spares=spares, limits=LIMITS, replicas=replicas
+            seed,
+            self.size,
+            attacks=liars,
+            spares=spares,
+            limits=LIMITS,
+            replicas=replicas or replicas_of(plan, seed),
         )
         self.founders = list(range(self.size))
         self.spares = list(range(self.size, self.size + spares))
@@ -281,12 +299,15 @@ class Troubled:
         world = self.world
         try:
             world.start()
-            world.run(seconds=self.plan.trouble_seconds)
+            self._suffer()
             self._heal()
             self._go_on()
+            self._measure_last()
         except Violation as violation:
             outcome.violation = violation
         outcome.rounds_decided = len(world.invariants.decided)
+        measured = world.replicas.bits_per_byte
+        outcome.bits_per_byte = tuple(measured.get(n + 1) for n in range(max(measured, default=0)))
         outcome.views = world.invariants.views
         outcome.counts = self.counts
         outcome.counts["crashes"] += world.crashes
@@ -296,6 +317,19 @@ class Troubled:
         outcome.counts["joins"] += world.invariants.joins
         outcome.counts["messages lost"] += world.network.lost
         return outcome
+
+    def _suffer(self) -> None:
+        decided, rounds = self.world.invariants.decided, self.plan.rounds
+        if rounds is None:
+            self.world.run(seconds=self.plan.trouble_seconds)
+        else:
+            self.world.run(seconds=PATIENCE_SECONDS, until=lambda: len(decided) >= rounds)
+
+    def _measure_last(self) -> None:
+        """Wait until somebody holds the state of the newest round, if states are measured."""
+        decided, measured = self.world.invariants.decided, self.world.replicas.bits_per_byte
+        if measured:
+            self.world.run(seconds=PATIENCE_SECONDS, until=lambda: max(decided) in measured)
 
     def _heal(self) -> None:
         self.healed = True

@@ -17,7 +17,6 @@ from peerformer.adversary import corrupt
 from peerformer.byzantine import Byzantine, Plot
 from peerformer.peer import Participant, Peer
 from peerformer.protocol.chain import Succeed
-from peerformer.protocol.codec import MalformedError
 from peerformer.protocol.effects import (
     Adopt,
     Command,
@@ -42,16 +41,17 @@ from peerformer.protocol.effects import (
     WorkFinished,
 )
 from peerformer.protocol.genesis import ADMISSION_OPEN, Founder, Genesis, Limits
-from peerformer.protocol.identity import KeyPair, blob_hash, hash_of
+from peerformer.protocol.identity import KeyPair, hash_of
 from peerformer.protocol.machine import Machine
 from peerformer.protocol.membership import next_members
-from peerformer.protocol.merkle import MerkleTree, check_leaf, leaf_count, leaf_span, state_root
+from peerformer.protocol.merkle import state_root
 from peerformer.protocol.messages import Packet, pack, unpack
 from peerformer.simulate.disk import DiskFullError
 from peerformer.simulate.host import HASH_CHAIN_LENGTH, Host, Replicas
 from peerformer.simulate.invariants import Invariants, Violation
 from peerformer.simulate.network import Network
 from peerformer.simulate.toy import ToyReplicas
+from peerformer.simulate.transfers import copied
 
 FETCH_SECONDS_MAX = 10.0
 FETCH_RETRY_SECONDS = 0.4
@@ -407,7 +407,7 @@ class World:
                     return
                 finished = host.peer.perform(work)
                 if isinstance(work, Adopt):
-                    self._save(host)
+                    self.save(host)
                 self._event(host, finished)
 
         self.at(host.busy_until - self.now, perform)
@@ -425,7 +425,8 @@ class World:
 
         self._fetch(host, fetch, self.now + FETCH_SECONDS_MAX, look)
 
-    def _save(self, host: Host) -> None:
+    def save(self, host: Host) -> None:
+        """Keep the state that a host has just come to, as its disk would."""
         assert host.peer is not None
         number, state = self.replicas.state_of(host.peer.bench)
         self.invariants.on_state(host, number, state)
@@ -462,7 +463,7 @@ class World:
                 done(held=True)
                 return
             for peer in work.sources:
-                if any(self._copy(host, source, work) for source in self.by_id.get(peer, ())):
+                if any(copied(self, host, source, work) for source in self.by_id.get(peer, ())):
                     done(held=True)
                     return
             if self.now >= deadline:
@@ -472,44 +473,6 @@ class World:
 
         on_the_way = self.blob_seconds if isinstance(work, FetchBlob) else 0.0
         self.at(self.network.travel_seconds() + 0.05 + on_the_way, attempt)
-
-    def _copy(self, host: Host, source: Host, work: FetchBlob | FetchState) -> bool:
-        blocked = (source.index, host.index) in self.network.blocked
-        if source.peer is None or source.index not in host.links or blocked:
-            return False
-        if self.network.stops(source.index, host.index, work):
-            return False
-        if isinstance(work, FetchState):
-            return self._copy_state(host, source, work)
-        data = source.blobs.held.get(work.blob_hash)
-        if data is None or work.blob_hash in source.blobs.hidden or len(data) != work.size:
-            return False
-        if isinstance(source.peer, Byzantine) and not source.peer.serves(host.me):
-            return False
-        if blob_hash(self.genesis.chain_id, work.round, work.author, [data]) != work.blob_hash:
-            return False
-        host.blobs.put(work.blob_hash, data, durable=True)
-        self.blobs_copied += 1
-        return True
-
-    def _copy_state(self, host: Host, source: Host, work: FetchState) -> bool:
-        """Copy a state chunk by proven chunk, as the node does."""
-        assert host.peer is not None and source.peer is not None
-        _, state = self.replicas.state_of(source.peer.bench)
-        if isinstance(source.peer, Byzantine):
-            state = source.peer.state_to_serve(state)
-        tree = MerkleTree(len(state), lambda start, end: state[start:end])
-        for index in range(leaf_count(work.size)):
-            start, end = leaf_span(work.size, index)
-            try:
-                leaf, proof = state[start:end], tree.proof(index)
-                check_leaf(work.state_root, work.size, index, leaf, proof)
-            except MalformedError:
-                return False
-        installed = host.peer.bench.install(work.round, work.state_root, state)
-        if installed:
-            self._save(host)
-        return installed
 
     # --- looking -------------------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from peerformer.interface.commands.up import lab_config
+from peerformer.node.keyring import load_or_create_key
+from peerformer.protocol.printout import from_text, to_text
 from peerformer.settings import resolve
 
 SMALL = (
@@ -76,6 +78,12 @@ def test_a_swarm_takes_orders_stops_at_ctrl_c_and_goes_on(tmp_path: Path) -> Non
         found = json.loads(verified.stdout)  # while the peers are running
         assert verified.returncode == 0 and found["rounds"] >= 1 and found["fault"] is None, found
         victim = first["peers"][0]["name"]
+        printed = say(tmp_path, "peer", "state", victim)
+        peer = tmp_path / "runs" / "mine" / "peers" / victim
+        assert tmp_path / printed.stdout.strip() == peer / "printout.json", printed.stderr
+        text = (peer / "printout.json").read_text()
+        machine = from_text(text, seed=load_or_create_key(peer / "key"))
+        assert machine.chain.tip >= 1 and to_text(machine) == text
         assert say(tmp_path, "peer", "kill", victim).returncode == 0
         until(tmp_path, up, lambda now: state(now, victim) == "down")
         nobody = say(tmp_path, "peer", "kill", "no-such-bird")

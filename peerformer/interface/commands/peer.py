@@ -1,4 +1,4 @@
-"""`peerformer peer add | kill | start`: orders to the swarm that `peerformer up` runs here."""
+"""`peerformer peer add | kill | start | state`: orders to the swarm that `peerformer up` runs."""
 
 from typing import Annotated, Any
 
@@ -39,3 +39,8 @@ def start(name: str, *, run: Run = None) -> None:
     """Start a killed peer again; it catches up and proves that it holds the same state."""
     _ask(run, {"do": "start", "name": name})
     print(f"{name} is back and catching up.  Watch:  peerformer status")
+
+
+def state(name: str, *, run: Run = None) -> None:
+    """Print the whole state of a peer's protocol to a file; no secret is in it."""
+    print(_ask(run, {"do": "state", "name": name})["path"])

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,22 +13,32 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from peerformer.errors import ConfigError
+from peerformer.interface.crowd import run_crowd
+from peerformer.interface.exploration import explore
 from peerformer.interface.progress import duration
+from peerformer.protocol.messages import MEMBERS_MAX
 from peerformer.simulate.campaign import Tally, replay, run_seeds
+from peerformer.simulate.explore import Explored
 from peerformer.simulate.invariants import Violation
 from peerformer.simulate.scenario import play, read
 from peerformer.simulate.trace import tell
 from peerformer.simulate.troubles import WORLDS, Outcome, Plan, parse_adversaries
 
-SEEDS = 2_000
-SEEDS_A_TASK = 8
+SEEDS = {"toy": 2_000, "real": 2}
+SEEDS_A_TASK = {"toy": 8, "real": 1}
+ROUNDS_CROWD = 20
+PEERS_IN_TROUBLE_MAX = 64  # more are simulated without trouble, to see what they cost
+ROUNDS_REAL = 8  # enough to see it learn
 EVENTS_SHOWN = 30
 SHOW_SECONDS = 1.0
 
 
 def simulate(
     *,
-    seeds: Annotated[int, Parameter(help="How many worlds.")] = SEEDS,
+    seeds: Annotated[
+        int | None,
+        Parameter(help=f"How many worlds: {SEEDS['toy']}, or {SEEDS['real']} real ones."),
+    ] = None,
     first: Annotated[int, Parameter(help="The first seed.")] = 0,
     jobs: Annotated[int, Parameter(help="Processes.")] = 2,
     world: Annotated[str, Parameter(help=f"What goes wrong: {', '.join(WORLDS)}.")] = "mixed",
@@ -39,12 +50,32 @@ def simulate(
     ] = None,
     peers: Annotated[int | None, Parameter(help="Founders; else drawn from the seed.")] = None,
     story: Annotated[Path | None, Parameter(help="A scripted story instead of seeds.")] = None,
+    rounds: Annotated[
+        int | None, Parameter(help=f"The trouble ends with this round; real: {ROUNDS_REAL}.")
+    ] = None,
+    crowd: Annotated[
+        bool, Parameter(negative=(), help="What a swarm of --peers costs each; above 64 always.")
+    ] = False,
+    exhaustive: Annotated[
+        int | None, Parameter(help="All orders of messages through two views, for so many seconds.")
+    ] = None,
     json_output: Annotated[bool, Parameter(name="--json", negative=(), help="One object.")] = False,
 ) -> int:
     """Run the protocol in worlds full of trouble, and check after every event what must hold."""
+    if exhaustive is not None:
+        return _exhaust(exhaustive, jobs, json_output=json_output)
+    if crowd or (peers or 0) > PEERS_IN_TROUBLE_MAX:
+        if not 1 <= (peers or 0) <= MEMBERS_MAX:
+            raise ConfigError(f"--peers is 1 to {MEMBERS_MAX}", hint="--peers 1000 --rounds 20")
+        return run_crowd(first, peers or 0, rounds or ROUNDS_CROWD, json_output=json_output)
     if story is not None:
         return _story(story, trace=trace, json_output=json_output)
     plan = _plan(world, adversaries, peers)
+    if rounds is not None and rounds < 1:
+        raise ConfigError("--rounds is 1 or more")
+    ends_with = ROUNDS_REAL if rounds is None and replica == "real" else rounds
+    plan = replace(plan, rounds=ends_with, replica=replica)
+    seeds = SEEDS[replica] if seeds is None else seeds
     if seed is not None:
         return _one(seed, plan, trace=trace, json_output=json_output)
     if trace:
@@ -72,6 +103,35 @@ def simulate(
     return 1 if tally.violations else 0
 
 
+def _exhaust(seconds: int, jobs: int, *, json_output: bool) -> int:
+    """Explore all orders of messages; 1 if one of them breaks what must hold."""
+
+    def show(world: Explored) -> None:
+        end = "all of them" if world.exhausted else "as far as the time went"
+        print(
+            f"leaders {world.configuration.leaders}  {world.states} states  {world.transitions} "
+            f"transitions  depth {world.depth}  {end}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    result = explore(seconds=seconds, jobs=jobs, on_progress=show)
+    found = {
+        "states": sum(world.states for world in result.worlds),
+        "transitions": sum(world.transitions for world in result.worlds),
+        "depth": max(world.depth for world in result.worlds),
+        "exhausted": result.exhausted,
+        "violation": result.violation,
+        "seconds": round(result.seconds, 1),
+    }
+    if json_output:
+        print(json.dumps(found))
+    else:
+        for name, value in found.items():
+            print(f"{name:<22} {value}")
+    return 1 if result.violation else 0
+
+
 def _story(path: Path, *, trace: bool, json_output: bool) -> int:
     """Tell a story and its verdict, line by line; 1 if it did not go as written."""
     story = read(path)
@@ -95,16 +155,17 @@ def _plan(world: str, adversaries: str | None, peers: int | None) -> Plan:
     if world not in WORLDS:
         lines = "; ".join(f"{name}: {what}" for name, what in WORLDS.items())
         raise ConfigError(f"there is no world {world!r}", why=lines, hint="--world mixed")
-    if peers is not None and not 1 <= peers <= 64:
-        raise ConfigError("--peers is 1 to 64 here")
+    if peers is not None and peers < 1:
+        raise ConfigError("--peers is 1 or more")
     liars = parse_adversaries(adversaries) if adversaries is not None else None
     return Plan(world, liars, peers)
 
 
 def _outcomes(first: int, seeds: int, jobs: int, plan: Plan) -> Iterator[Outcome]:
+    size = SEEDS_A_TASK[plan.replica]
     tasks = [
-        range(start, min(start + SEEDS_A_TASK, first + seeds))
-        for start in range(first, first + seeds, SEEDS_A_TASK)
+        range(start, min(start + size, first + seeds))
+        for start in range(first, first + seeds, size)
     ]
     if jobs == 1:
         for task in tasks:
@@ -140,7 +201,9 @@ def _print_table(tally: Tally, seconds: float) -> None:
     for name, value in found.items():
         if isinstance(value, dict):
             value = ", ".join(f"view {view}: {count}" for view, count in value.items())
-        print(f"{name.replace('_', ' '):<22} {value}")
+        elif isinstance(value, list):
+            value = ", ".join("–" if bits is None else f"{bits:.2f}" for bits in value)
+        print(f"{name.replace('_', ' '):<24} {value}")
 
 
 def _explain(violation: Violation, plan: Plan) -> None:
@@ -159,6 +222,10 @@ def replay_command(seed: int, plan: Plan) -> str:
         words += ["--world", plan.kind]
     if plan.peers is not None:
         words += ["--peers", str(plan.peers)]
+    if plan.rounds is not None:
+        words += ["--rounds", str(plan.rounds)]
+    if plan.replica != "toy":
+        words += ["--replica", plan.replica]
     if plan.adversaries is not None:
         liars = ",".join("+".join(attacks) for attacks in plan.adversaries)
         words += ["--adversaries", f'"{liars}"']

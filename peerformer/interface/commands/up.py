@@ -152,6 +152,8 @@ def serve_orders(supervisor: Supervisor) -> None:
                     supervisor.await_listening([supervisor.start(name)])
                 case {"do": "add", "adversary": attack}:
                     return {"name": supervisor.add(attack)}
+                case {"do": "state", "name": name}:
+                    return {"path": str(supervisor.print_state(name))}
                 case _:
                     raise ConfigError("no such order")
             return {"done": True}
