@@ -13,11 +13,12 @@ from cyclopts import Parameter
 
 from peerformer.errors import ConfigError
 from peerformer.interface.progress import duration
-from peerformer.simulate.campaign import Tally, replay, run_seeds
+from peerformer.simulate.campaign import TWINS, Tally, replay, run_seeds
 from peerformer.simulate.invariants import Violation
 from peerformer.simulate.scenario import play, read
 from peerformer.simulate.trace import tell
 from peerformer.simulate.troubles import WORLDS, Outcome, Plan, parse_adversaries
+from peerformer.simulate.twins import COUNT
 
 SEEDS = 2_000
 SEEDS_A_TASK = 8
@@ -38,6 +39,9 @@ def simulate(
         str | None, Parameter(help='Who lies, such as "equivocate*1,silent*1".')
     ] = None,
     peers: Annotated[int | None, Parameter(help="Founders; else drawn from the seed.")] = None,
+    twins: Annotated[
+        bool, Parameter(negative=(), help="One key run twice; seeds are indices of all ways.")
+    ] = False,
     story: Annotated[Path | None, Parameter(help="A scripted story instead of seeds.")] = None,
     json_output: Annotated[bool, Parameter(name="--json", negative=(), help="One object.")] = False,
 ) -> int:
@@ -45,6 +49,8 @@ def simulate(
     if story is not None:
         return _story(story, trace=trace, json_output=json_output)
     plan = _plan(world, adversaries, peers)
+    if twins:
+        plan = _twins(plan, first + seeds if seed is None else seed + 1)
     if seed is not None:
         return _one(seed, plan, trace=trace, json_output=json_output)
     if trace:
@@ -89,6 +95,14 @@ def _story(path: Path, *, trace: bool, json_output: bool) -> int:
     elif not verdict.holds:
         print(*tell(verdict.world, last=EVENTS_SHOWN), sep="\n", file=sys.stderr)
     return 0 if verdict.holds else 1
+
+
+def _twins(plan: Plan, end: int) -> Plan:
+    if plan != Plan():
+        raise ConfigError("--twins takes no --world, --adversaries or --peers: it enumerates")
+    if end > COUNT:
+        raise ConfigError(f"there are {COUNT} ways to run a key twice", hint="--first, --seeds")
+    return Plan(TWINS)
 
 
 def _plan(world: str, adversaries: str | None, peers: int | None) -> Plan:
@@ -144,10 +158,10 @@ def _print_table(tally: Tally, seconds: float) -> None:
 
 
 def _explain(violation: Violation, plan: Plan) -> None:
-    troubled, _ = replay(violation.seed, plan)
+    made, _ = replay(violation.seed, plan)
     print(f"\nseed {violation.seed} broke: {violation.invariant}", file=sys.stderr)
     print(f"  {violation.what}", file=sys.stderr)
-    for line in tell(troubled.world, last=EVENTS_SHOWN):
+    for line in (made.opening, *tell(made.world, last=EVENTS_SHOWN)):
         print(f"  {line}", file=sys.stderr)
     print(f"replay it: {replay_command(violation.seed, plan)}", file=sys.stderr)
 
@@ -155,7 +169,9 @@ def _explain(violation: Violation, plan: Plan) -> None:
 def replay_command(seed: int, plan: Plan) -> str:
     """Return the one command that runs a world again."""
     words = ["peerformer", "simulate", "--seed", str(seed), "--trace"]
-    if plan.kind != "mixed":
+    if plan.kind == TWINS:
+        words += ["--twins"]
+    elif plan.kind != "mixed":
         words += ["--world", plan.kind]
     if plan.peers is not None:
         words += ["--peers", str(plan.peers)]
@@ -167,14 +183,11 @@ def replay_command(seed: int, plan: Plan) -> str:
 
 def _one(seed: int, plan: Plan, *, trace: bool, json_output: bool) -> int:
     began = time.monotonic()
-    troubled, outcome = replay(seed, plan)
+    made, outcome = replay(seed, plan)
     tally = Tally()
     tally.add(outcome)
     if trace:
-        liars = {h.index: "+".join(h.attacks) for h in troubled.world.hosts if h.attacks}
-        print(f"{troubled.size} founders, {len(troubled.spares)} more; liars: {liars or 'none'}")
-        for line in tell(troubled.world):
-            print(line)
+        print(made.opening, *tell(made.world), sep="\n")
     if json_output:
         print(json.dumps(tally.as_json(time.monotonic() - began)))
     elif not trace:
