@@ -165,6 +165,10 @@ class Collection:
             self.waiting_for[author] = wanted | (asked or set())
             self.outbox.work(FetchBlob(self.number, author, blob_hash, size, others))
 
+    def asks_others(self, author: bytes) -> bool:
+        """Whether anybody but the author is being asked for its contribution."""
+        return len(self.waiting_for.get(author, ())) > 1
+
     def on_fetched(self, work: FetchBlob, *, succeeded: bool, now: float) -> None:
         """Check and score what was fetched."""
         if not succeeded:

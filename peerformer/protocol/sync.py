@@ -166,11 +166,12 @@ class Sync:
             return
         wanted = {entry.peer: (entry.blob_hash, entry.size) for entry in header.contributions}
         missing = collection.missing(wanted)
-        if missing:
+        wanting = sorted(author for author in missing if not collection.asks_others(author))
+        if wanting:
             voters = self.chain.past_members[header.round].voters
             nearby = sorted(self.outbox.connected) if self.outbox.gossips else ()
             holders = (*nearby, *(peers_of(voters, header.attesters) or ()))
-            for author in sorted(missing):
+            for author in wanting:
                 collection.fetch(author, *wanted[author], (*holders, author))
         if not missing:
             self.computed[apply] = None

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from statistics import mean
 
 from peerformer.simulate.invariants import Violation
-from peerformer.simulate.troubles import Outcome, Plan, Troubled, run_seed
+from peerformer.simulate.troubles import Outcome, Plan, Troubled
+from peerformer.simulate.twins import Twinned
 
 FORK = ("one decision per round", "equal header, equal state")
 STALL = ("what is honest goes on", "decided within f + 2 views")
 INCRIMINATION = ("no honest peer is incriminated",)
+TWINS = "twins"  # the kind of plan whose seeds are indices of twins.scenario
 
 
 @dataclass(slots=True)
@@ -73,18 +75,23 @@ class Tally:
         }
 
 
+def world_of(seed: int, plan: Plan) -> Troubled | Twinned:
+    """Return the world of one seed; with twins, of one index."""
+    return Twinned(seed) if plan.kind == TWINS else Troubled(seed, plan)
+
+
 def run_seeds(seeds: Iterable[int], plan: Plan) -> list[Outcome]:
     """Run some worlds; stops after one that breaks an invariant."""
     outcomes = []
     for seed in seeds:
-        outcomes.append(run_seed(seed, plan))
+        outcomes.append(world_of(seed, plan).run())
         if outcomes[-1].violation is not None:
             break
     return outcomes
 
 
-def replay(seed: int, plan: Plan) -> tuple[Troubled, Outcome]:
+def replay(seed: int, plan: Plan) -> tuple[Troubled | Twinned, Outcome]:
     """Run one world again and return it whole, with what it remembers."""
-    troubled = Troubled(seed, plan)
-    troubled.world.trace = deque()  # from the beginning, however long it gets
-    return troubled, troubled.run()
+    made = world_of(seed, plan)
+    made.world.trace = deque()  # from the beginning, however long it gets
+    return made, made.run()

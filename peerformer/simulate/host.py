@@ -11,6 +11,7 @@ from peerformer.protocol.membership import VOTER
 from peerformer.simulate.disk import Disk
 
 HASH_CHAIN_LENGTH = 2_000  # more rounds than a world lasts
+TWIN = "twin"  # no lie of its own: the key runs on two hosts, and each keeps to the protocol
 
 
 class Replicas(Protocol):

@@ -293,6 +293,12 @@ class Troubled:
 
     # --- running -------------------------------------------------------------------------------
 
+    @property
+    def opening(self) -> str:
+        """What the world is about, in a line."""
+        liars = {h.index: "+".join(h.attacks) for h in self.world.hosts if h.attacks}
+        return f"{self.size} founders, {len(self.spares)} more; liars: {liars or 'none'}"
+
     def run(self) -> Outcome:
         """Run the world to its end; a violation is in the outcome."""
         outcome = Outcome(self.seed)
@@ -366,8 +372,3 @@ class Troubled:
         machine = self.world.hosts[index].machine
         at_it = machine is not None and machine.ballot.number == number
         return machine.ballot.consensus.view if machine is not None and at_it else 0
-
-
-def run_seed(seed: int, plan: Plan, replicas: Replicas | None = None) -> Outcome:
-    """Run the world of one seed."""
-    return Troubled(seed, plan, replicas).run()

@@ -47,7 +47,7 @@ from peerformer.protocol.membership import next_members
 from peerformer.protocol.merkle import state_root
 from peerformer.protocol.messages import Packet, pack, unpack
 from peerformer.simulate.disk import DiskFullError
-from peerformer.simulate.host import HASH_CHAIN_LENGTH, Host, Replicas
+from peerformer.simulate.host import HASH_CHAIN_LENGTH, TWIN, Host, Replicas
 from peerformer.simulate.invariants import Invariants, Violation
 from peerformer.simulate.network import Network
 from peerformer.simulate.toy import ToyReplicas
@@ -58,7 +58,7 @@ FETCH_RETRY_SECONDS = 0.4
 TRACE_KEPT = 4_000
 FRAMES_KEPT = 4_096
 LIMITS = Limits(admission=ADMISSION_OPEN, joins_per_epoch=50, train_milliseconds_max=30_000)
-BENCH_ATTACKS = ("poison", "sign-flip")  # lies of the bench, not of the machine
+NO_LIES = ("poison", "sign-flip", TWIN)  # the machine itself keeps to the protocol
 
 
 class World:
@@ -191,14 +191,14 @@ class World:
         for name in ("sign-flip", "garbage"):
             if name in host.attacks:
                 return corrupt(peer, name)
-        lies = tuple(name for name in host.attacks if name not in BENCH_ATTACKS)
+        lies = tuple(name for name in host.attacks if name not in NO_LIES)
         return (
             Byzantine(peer, lies, Random(f"{self.seed}/{host.index}"), self.plot) if lies else peer
         )
 
     def link(self, one: Host, other: Host) -> None:
-        """Connect two hosts that are up, unless they are."""
-        apart = one is not other and other.index not in one.links
+        """Connect two hosts that are up, unless they are; twins never meet."""
+        apart = one.me != other.me and other.index not in one.links
         if one.peer is not None and other.peer is not None and apart:
             self._link(one, other)
 

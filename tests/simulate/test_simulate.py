@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from peerformer.errors import ConfigError
-from peerformer.simulate.campaign import Tally, replay, run_seeds
+from peerformer.simulate.campaign import Tally, replay, run_seeds, world_of
 from peerformer.simulate.trace import tell
-from peerformer.simulate.troubles import WORLDS, Plan, parse_adversaries, run_seed
+from peerformer.simulate.troubles import WORLDS, Plan, parse_adversaries
 
 FIELDS = {
     "seeds", "rounds_decided", "forks", "stalls", "invariant_breaks", "crashes", "partitions",
@@ -86,7 +86,7 @@ def test_every_kind_of_world_has_the_trouble_it_names(kind: str) -> None:
 def test_more_liars_than_tolerated_are_noticed() -> None:
     """Two of four voters that tell two stories can fork the others: the world must see it."""
     liars = (("split", "double-vote"), ("split", "double-vote"))
-    outcomes = [run_seed(seed, Plan("partitions", liars, 4)) for seed in range(12)]
+    outcomes = [world_of(seed, Plan("partitions", liars, 4)).run() for seed in range(12)]
     broken = {outcome.violation.invariant for outcome in outcomes if outcome.violation}
     print(broken)
     assert broken & {"one decision per round", "equal header, equal state"}

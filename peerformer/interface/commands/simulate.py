@@ -17,12 +17,13 @@ from peerformer.interface.crowd import run_crowd
 from peerformer.interface.exploration import explore
 from peerformer.interface.progress import duration
 from peerformer.protocol.messages import MEMBERS_MAX
-from peerformer.simulate.campaign import Tally, replay, run_seeds
+from peerformer.simulate.campaign import TWINS, Tally, replay, run_seeds
 from peerformer.simulate.explore import Explored
 from peerformer.simulate.invariants import Violation
 from peerformer.simulate.scenario import play, read
 from peerformer.simulate.trace import tell
 from peerformer.simulate.troubles import WORLDS, Outcome, Plan, parse_adversaries
+from peerformer.simulate.twins import COUNT
 
 SEEDS = {"toy": 2_000, "real": 2}
 SEEDS_A_TASK = {"toy": 8, "real": 1}
@@ -49,6 +50,9 @@ def simulate(
         str | None, Parameter(help='Who lies, such as "equivocate*1,silent*1".')
     ] = None,
     peers: Annotated[int | None, Parameter(help="Founders; else drawn from the seed.")] = None,
+    twins: Annotated[
+        bool, Parameter(negative=(), help="One key run twice; seeds are indices of all ways.")
+    ] = False,
     story: Annotated[Path | None, Parameter(help="A scripted story instead of seeds.")] = None,
     rounds: Annotated[
         int | None, Parameter(help=f"The trouble ends with this round; real: {ROUNDS_REAL}.")
@@ -73,9 +77,11 @@ def simulate(
     plan = _plan(world, adversaries, peers)
     if rounds is not None and rounds < 1:
         raise ConfigError("--rounds is 1 or more")
+    seeds = SEEDS[replica] if seeds is None else seeds
+    if twins:
+        plan = _twins(plan, first + seeds if seed is None else seed + 1)
     ends_with = ROUNDS_REAL if rounds is None and replica == "real" else rounds
     plan = replace(plan, rounds=ends_with, replica=replica)
-    seeds = SEEDS[replica] if seeds is None else seeds
     if seed is not None:
         return _one(seed, plan, trace=trace, json_output=json_output)
     if trace:
@@ -151,6 +157,14 @@ def _story(path: Path, *, trace: bool, json_output: bool) -> int:
     return 0 if verdict.holds else 1
 
 
+def _twins(plan: Plan, end: int) -> Plan:
+    if plan != Plan():
+        raise ConfigError("--twins takes no --world, --adversaries or --peers: it enumerates")
+    if end > COUNT:
+        raise ConfigError(f"there are {COUNT} ways to run a key twice", hint="--first, --seeds")
+    return Plan(TWINS)
+
+
 def _plan(world: str, adversaries: str | None, peers: int | None) -> Plan:
     if world not in WORLDS:
         lines = "; ".join(f"{name}: {what}" for name, what in WORLDS.items())
@@ -207,10 +221,10 @@ def _print_table(tally: Tally, seconds: float) -> None:
 
 
 def _explain(violation: Violation, plan: Plan) -> None:
-    troubled, _ = replay(violation.seed, plan)
+    made, _ = replay(violation.seed, plan)
     print(f"\nseed {violation.seed} broke: {violation.invariant}", file=sys.stderr)
     print(f"  {violation.what}", file=sys.stderr)
-    for line in tell(troubled.world, last=EVENTS_SHOWN):
+    for line in (made.opening, *tell(made.world, last=EVENTS_SHOWN)):
         print(f"  {line}", file=sys.stderr)
     print(f"replay it: {replay_command(violation.seed, plan)}", file=sys.stderr)
 
@@ -218,7 +232,9 @@ def _explain(violation: Violation, plan: Plan) -> None:
 def replay_command(seed: int, plan: Plan) -> str:
     """Return the one command that runs a world again."""
     words = ["peerformer", "simulate", "--seed", str(seed), "--trace"]
-    if plan.kind != "mixed":
+    if plan.kind == TWINS:
+        words += ["--twins"]
+    elif plan.kind != "mixed":
         words += ["--world", plan.kind]
     if plan.peers is not None:
         words += ["--peers", str(plan.peers)]
@@ -234,14 +250,11 @@ def replay_command(seed: int, plan: Plan) -> str:
 
 def _one(seed: int, plan: Plan, *, trace: bool, json_output: bool) -> int:
     began = time.monotonic()
-    troubled, outcome = replay(seed, plan)
+    made, outcome = replay(seed, plan)
     tally = Tally()
     tally.add(outcome)
     if trace:
-        liars = {h.index: "+".join(h.attacks) for h in troubled.world.hosts if h.attacks}
-        print(f"{troubled.size} founders, {len(troubled.spares)} more; liars: {liars or 'none'}")
-        for line in tell(troubled.world):
-            print(line)
+        print(made.opening, *tell(made.world), sep="\n")
     if json_output:
         print(json.dumps(tally.as_json(time.monotonic() - began)))
     elif not trace:
