@@ -115,7 +115,8 @@ def test_scenarios_are_counted_as_one_object_and_bad_input_is_refused() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["seeds"] == 6 and found["forks"] == found["stalls"] == 0
-    for arguments in (("--first", str(COUNT)), ("--peers", "4"), ("--world", "calm")):
+    refused = ("--first", COUNT), ("--peers", 4), ("--world", "calm"), ("--replica", "real")
+    for arguments in (tuple(map(str, pair)) for pair in refused):
         done = simulate(*arguments)
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
 

@@ -78,24 +78,29 @@ def simulate(
     if rounds is not None and rounds < 1:
         raise ConfigError("--rounds is 1 or more")
     seeds = SEEDS[replica] if seeds is None else seeds
-    if twins:
-        plan = _twins(plan, first + seeds if seed is None else seed + 1)
     ends_with = ROUNDS_REAL if rounds is None and replica == "real" else rounds
     plan = replace(plan, rounds=ends_with, replica=replica)
+    if twins:
+        plan = _twins(plan, first + seeds if seed is None else seed + 1)
     if seed is not None:
         return _one(seed, plan, trace=trace, json_output=json_output)
     if trace:
         raise ConfigError("--trace tells the story of one world", hint="--seed N --trace")
     if seeds < 1 or jobs < 1:
         raise ConfigError("--seeds and --jobs are 1 or more")
+    return _many(range(first, first + seeds), jobs, plan, json_output=json_output)
+
+
+def _many(seeds: range, jobs: int, plan: Plan, *, json_output: bool) -> int:
+    """Run a world of each seed until one breaks what must hold; 1 if one does."""
     began, tally = time.monotonic(), Tally()
     shown_at = 0.0
-    for outcome in _outcomes(first, seeds, jobs, plan):
+    for outcome in _outcomes(seeds, jobs, plan):
         tally.add(outcome)
         now = time.monotonic()
-        if now - shown_at >= SHOW_SECONDS or tally.seeds == seeds:
+        if now - shown_at >= SHOW_SECONDS or tally.seeds == len(seeds):
             shown_at = now
-            _show_progress(tally, seeds, now - began)
+            _show_progress(tally, len(seeds), now - began)
         if tally.violations:
             break
     print(file=sys.stderr)
@@ -159,7 +164,9 @@ def _story(path: Path, *, trace: bool, json_output: bool) -> int:
 
 def _twins(plan: Plan, end: int) -> Plan:
     if plan != Plan():
-        raise ConfigError("--twins takes no --world, --adversaries or --peers: it enumerates")
+        raise ConfigError(
+            "--twins enumerates: it takes no --world, --adversaries, --peers, --rounds, --replica"
+        )
     if end > COUNT:
         raise ConfigError(f"there are {COUNT} ways to run a key twice", hint="--first, --seeds")
     return Plan(TWINS)
@@ -175,12 +182,9 @@ def _plan(world: str, adversaries: str | None, peers: int | None) -> Plan:
     return Plan(world, liars, peers)
 
 
-def _outcomes(first: int, seeds: int, jobs: int, plan: Plan) -> Iterator[Outcome]:
+def _outcomes(seeds: range, jobs: int, plan: Plan) -> Iterator[Outcome]:
     size = SEEDS_A_TASK[plan.replica]
-    tasks = [
-        range(start, min(start + size, first + seeds))
-        for start in range(first, first + seeds, size)
-    ]
+    tasks = [seeds[start : start + size] for start in range(0, len(seeds), size)]
     if jobs == 1:
         for task in tasks:
             yield from run_seeds(task, plan)
