@@ -9,7 +9,7 @@ import pytest
 from peerformer.events import SyncFinished
 from peerformer.interface.cli import main
 from peerformer.protocol.merkle import state_root
-from peerformer.protocol.messages import HARMFUL
+from peerformer.protocol.refusals import HARMFUL
 from peerformer.simulate.campaign import Tally
 from peerformer.simulate.invariants import Violation
 from peerformer.simulate.real import RealReplicas
