@@ -13,7 +13,7 @@ from peerformer.protocol.refusals import HARMFUL
 from peerformer.simulate.campaign import Tally
 from peerformer.simulate.invariants import Violation
 from peerformer.simulate.real import RealReplicas
-from peerformer.simulate.troubles import Outcome, Plan, Troubled, run_seed
+from peerformer.simulate.troubles import Outcome, Plan, Troubled
 from peerformer.simulate.world import World
 
 FLIPS = (("sign-flip",), ("sign-flip",))
@@ -30,10 +30,10 @@ def learned(outcome: Outcome) -> float:
 
 def test_a_real_world_learns_and_the_same_seed_learns_the_same() -> None:
     plan = Plan("calm", (), 4, rounds=1, replica="real")
-    first, again = run_seed(1, plan), run_seed(1, plan)
+    first, again = Troubled(1, plan).run(), Troubled(1, plan).run()
     assert learned(first) > 1.0
     assert first.bits_per_byte == again.bits_per_byte
-    assert first.bits_per_byte != run_seed(2, plan).bits_per_byte
+    assert first.bits_per_byte != Troubled(2, plan).run().bits_per_byte
 
 
 def test_two_flips_of_seven_do_not_stop_it_from_learning() -> None:
@@ -48,7 +48,7 @@ def test_two_flips_of_seven_do_not_stop_it_from_learning() -> None:
 
 
 def test_a_real_world_goes_on_through_crashes() -> None:
-    outcome = run_seed(5, Plan("crashes", (), 4, rounds=3, replica="real"))
+    outcome = Troubled(5, Plan("crashes", (), 4, rounds=3, replica="real")).run()
     assert learned(outcome) > 1.0 and outcome.counts["crashes"] > 0
 
 
