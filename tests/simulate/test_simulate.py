@@ -48,6 +48,11 @@ def test_a_seed_tells_its_story_and_tells_it_again() -> None:
         (("--seeds", "0"), "1 or more"),
         (("--adversaries", "equivocat*1"), "cannot read"),
         (("--peers", "0"), "--peers"),
+        (("--rounds", "0", "--peers", "100"), "--rounds is 1 or more"),
+        (("--exhaustive", "-3"), "--exhaustive is 1 or more"),
+        (("--crowd",), "a crowd needs --peers"),
+        (("--peers", "9000"), "up to 8192"),
+        (("--peers", "100", "--adversaries", "silent"), "a crowd has no trouble"),
     ],
 )
 def test_bad_input_is_refused_in_words(arguments: tuple[str, ...], words: str) -> None:

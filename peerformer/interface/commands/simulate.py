@@ -66,17 +66,20 @@ def simulate(
     json_output: Annotated[bool, Parameter(name="--json", negative=(), help="One object.")] = False,
 ) -> int:
     """Run the protocol in worlds full of trouble, and check after every event what must hold."""
+    numbers = {"--rounds": rounds, "--exhaustive": exhaustive, "--jobs": jobs, "--seeds": seeds}
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ConfigError(f"{name} is 1 or more")
     if exhaustive is not None:
         return _exhaust(exhaustive, jobs, json_output=json_output)
-    if crowd or (peers or 0) > PEERS_IN_TROUBLE_MAX:
-        if not 1 <= (peers or 0) <= MEMBERS_MAX:
-            raise ConfigError(f"--peers is 1 to {MEMBERS_MAX}", hint="--peers 1000 --rounds 20")
-        return run_crowd(first, peers or 0, rounds or ROUNDS_CROWD, json_output=json_output)
     if story is not None:
         return _story(story, trace=trace, json_output=json_output)
     plan = _plan(world, adversaries, peers)
-    if rounds is not None and rounds < 1:
-        raise ConfigError("--rounds is 1 or more")
+    if crowd or (peers or 0) > PEERS_IN_TROUBLE_MAX:
+        if trace or twins or replica != "toy" or plan != Plan(peers=peers):
+            raise ConfigError("a crowd has no trouble", hint="only --peers, --rounds and --seed")
+        chosen = first if seed is None else seed
+        return _crowd(chosen, peers, rounds or ROUNDS_CROWD, json_output=json_output)
     seeds = SEEDS[replica] if seeds is None else seeds
     ends_with = ROUNDS_REAL if rounds is None and replica == "real" else rounds
     plan = replace(plan, rounds=ends_with, replica=replica)
@@ -86,9 +89,16 @@ def simulate(
         return _one(seed, plan, trace=trace, json_output=json_output)
     if trace:
         raise ConfigError("--trace tells the story of one world", hint="--seed N --trace")
-    if seeds < 1 or jobs < 1:
-        raise ConfigError("--seeds and --jobs are 1 or more")
     return _many(range(first, first + seeds), jobs, plan, json_output=json_output)
+
+
+def _crowd(seed: int, peers: int | None, rounds: int, *, json_output: bool) -> int:
+    """Find out what a swarm costs each of its peers as it grows."""
+    if peers is None or peers > MEMBERS_MAX:
+        raise ConfigError(
+            f"a crowd needs --peers, up to {MEMBERS_MAX}", hint="--peers 1000 --rounds 20"
+        )
+    return run_crowd(seed, peers, rounds, json_output=json_output)
 
 
 def _many(seeds: range, jobs: int, plan: Plan, *, json_output: bool) -> int:
