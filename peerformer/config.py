@@ -111,6 +111,9 @@ class SwarmConfig:
         "open", "who may join: anyone a voter meets, or nobody", choices=("open", "closed")
     )
     train_seconds_max: float = setting(600.0, "longest local training of a round", least=1.0)
+    staleness: int = setting(
+        0, "rounds that a peer trains ahead of the vote; 1: it never waits for it", least=0, most=1
+    )
 
 
 @dataclass(frozen=True)

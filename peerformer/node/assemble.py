@@ -164,6 +164,7 @@ async def assemble(
         on_report=on_report,
         give_way=give_way,
     )
+    replica.between_layers = node.worker.between_layers
     transport.may_fetch = node.may_fetch
     transport.store = blobs
     serve_files(blobs, swarm, genesis)

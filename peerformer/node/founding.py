@@ -95,6 +95,7 @@ def limits_of(config: Config) -> Limits:
         admission=ADMISSION_OPEN if swarm.admission == "open" else ADMISSION_CLOSED,
         joins_per_epoch=100,  # a swarm that is open to everybody has no quota to defend
         train_milliseconds_max=int(swarm.train_seconds_max * 1_000),
+        staleness=swarm.staleness,
     )
 
 

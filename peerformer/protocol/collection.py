@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from peerformer import events
-from peerformer.protocol.effects import Check, Checked, FetchBlob, Reveal, Train, Trained
+from peerformer.protocol.effects import Check, Checked, FetchBlob, Reveal, Trained
 from peerformer.protocol.identity import hash_of, name_of
 from peerformer.protocol.membership import Members
 from peerformer.protocol.messages import (
@@ -43,14 +43,13 @@ class Collection:
     held: dict[bytes, bytes] = field(default_factory=dict)  # author -> hash that I hold, checked
     unreadable: dict[bytes, str] = field(default_factory=dict)  # author -> fault of its blob
     waiting_for: set[bytes] = field(default_factory=set)  # authors being fetched or checked
-    training: bool = False
     trained: bool = False
     revealed: bool = False
     attested: bool = False
     grace_set: bool = False  # the wait for others' attestations is being timed
     first_commitment: float | None = None
-    training_at: float = 0.0
-    trained_at: float = 0.0
+    training_seconds: float = 0.0
+    trained_at: float = 0.0  # with staleness 1 perhaps before the round began
     revealed_at: float = 0.0
     attested_at: float = 0.0
 
@@ -61,23 +60,24 @@ class Collection:
 
     # --- train and commit --------------------------------------------------------------------
 
-    def start_training(self, now: float) -> None:
-        """Train, unless a contribution for this round was signed before a restart."""
-        if self.training or self.trained or self.members.get(self.me) is None:
-            return
-        self.training, self.training_at = True, now
-        self.outbox.work(Train(self.number, hash_of("shard", self.beacon, self.me)))
-
-    def on_trained(self, result: Trained | None, now: float) -> None:
+    def on_trained(self, result: Trained | None, began: float, ended: float, now: float) -> None:
         """Commit to the contribution: persist, then send. No result means nothing to send."""
-        self.training, self.trained, self.trained_at = False, True, now
-        self.timing.trains.append(now - self.training_at)
+        self.trained, self.trained_at = True, ended
+        self.training_seconds = ended - began
+        self.timing.trains.append(ended - began)
         if result is not None:
+            if result.seconds is not None:
+                self.training_seconds = result.seconds
             statement = Contribution(
                 self.number, result.blob_hash, result.size, result.optimizer_root, result.tokens
             )
             self._commit(self.outbox.sign_once(statement), now)
         self.outbox.timer("commit", self.timing.commit_wait())
+        self._reveal_when_all_committed(now)
+
+    def sit_out(self, now: float) -> None:
+        """Go on without a contribution of mine: it would come too late."""
+        self.trained = True
         self._reveal_when_all_committed(now)
 
     def resume(self, envelope: Envelope, now: float) -> None:

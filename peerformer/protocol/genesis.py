@@ -25,6 +25,7 @@ from peerformer.protocol.identity import hash_of
 from peerformer.protocol.messages import MEMBERS_MAX, RECIPE_SIZE_MAX
 
 ADMISSION_CLOSED, ADMISSION_OPEN = 0, 1
+STALENESS_MAX = 1  # an update two rounds old does more harm than an idle machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Limits:
     vouchers: U8 = 1  # k_v
     joins_per_epoch: U16 = 0  # most admissions in 100 rounds; 0: max(1, n // 10)
     train_milliseconds_max: U32 = 600_000  # the longest local training of a round
+    staleness: U8 = 0  # so many rounds ahead of the vote a peer may train
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Genesis:
         limits = genesis.limits
         if not 1 <= limits.contributions_min <= limits.contributions_max or not limits.vouchers:
             raise MalformedError("limits that no round can meet")
+        if limits.staleness > STALENESS_MAX:
+            raise MalformedError("training further ahead than anybody can")
         return genesis
 
     @cached_property

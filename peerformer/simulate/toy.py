@@ -10,6 +10,7 @@ from typing import Any
 
 from peerformer.peer import Made
 from peerformer.protocol.effects import Applied, Apply, Checked
+from peerformer.protocol.genesis import STALENESS_MAX
 from peerformer.protocol.identity import hash_of
 from peerformer.protocol.merkle import state_root
 
@@ -36,6 +37,7 @@ class ToyBench:
 
     def train(self, round_number: int, seed: bytes, should_stop: Callable[[], bool]) -> Made | None:
         """Make a blob of the state and the seed; a poisoner's begins with POISON."""
+        assert round_number <= self.round + 1 + STALENESS_MAX, "ordered too far ahead"
         mark = POISON if self.poisons else bytes(8)
         return Made(
             mark + hash_of("toy blob", self.state, seed, bytes([self.life % 256])), bytes(32), 100

@@ -8,7 +8,7 @@ honest must go on: the open round within f + 2 views, and every later one.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from random import Random
 
@@ -25,6 +25,7 @@ TROUBLE_SECONDS = 45.0
 TRAIN_SECONDS = (0.3, 1.0, 2.5)  # of the fastest host: short rounds are many rounds
 AMBUSHES_MAX = 3
 ABOUT_LOCKS = 0.25
+STALE = 0.25  # share of the worlds in which peers train ahead of the vote
 SIZES_ABOUT_LOCKS = (4, 4, 4, 5, 7)
 SETTLE_SECONDS = 15.0  # reconnecting and noticing that the trouble is over
 PATIENCE_SECONDS = 600.0
@@ -48,6 +49,7 @@ class Plan:
     adversaries: tuple[tuple[str, ...], ...] | None = None  # None: drawn from the seed
     peers: int | None = None  # None: drawn from the seed
     trouble_seconds: float = TROUBLE_SECONDS
+    staleness: int | None = None  # None: drawn from the seed
 
     def has(self, *kinds: str) -> bool:
         """Whether the world has trouble that belongs to one of these kinds."""
@@ -100,8 +102,9 @@ class Troubled:
         self.counts: Counter[str] = Counter()
         liars = self._liars()
         spares = self.random.choice((0, 0, 1, 2)) if plan.has("churn") else 0
+        limits = replace(LIMITS, staleness=self._staleness())
         self.world = World(
-            seed, self.size, attacks=liars, spares=spares, limits=LIMITS, replicas=replicas
+            seed, self.size, attacks=liars, spares=spares, limits=limits, replicas=replicas
         )
         self.founders = list(range(self.size))
         self.spares = list(range(self.size, self.size + spares))
@@ -110,6 +113,12 @@ class Troubled:
         self.torn_left = tolerated_faults(self.size) - len(liars)
         self.healed = False
         self._schedule()
+
+    def _staleness(self) -> int:
+        """A random number generator of its own: other worlds stay what they are."""
+        if self.plan.staleness is not None:
+            return self.plan.staleness
+        return int(Random(f"staleness {self.seed}").random() < STALE)
 
     def _liars(self) -> dict[int, tuple[str, ...]]:
         faults = tolerated_faults(self.size)

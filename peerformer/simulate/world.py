@@ -10,6 +10,7 @@ import heapq
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import count
 from random import Random
 
@@ -36,6 +37,7 @@ from peerformer.protocol.effects import (
     StartWork,
     TimerFired,
     Train,
+    Trained,
     Work,
     WorkFinished,
 )
@@ -89,6 +91,10 @@ class World:
         self.plot = Plot(self.genesis.chain_id, {keys.peer_id: keys for keys in liars})
         self.invariants = Invariants(seed, self.genesis, self.by_id)
         self.train_seconds: Callable[[int], float] = lambda _: 2.0 + self.random.random()
+        self.bench_seconds: Callable[[Work], float] = lambda _: 0.02  # of any other work
+        self.fetch_seconds: Callable[[Host, FetchBlob | FetchState], float] = lambda *_: (
+            self.network.travel_seconds() + 0.05
+        )
         self.crash_before_persist: dict[int, int] = {}  # host -> number of the persist
         self.crash_after_persist: dict[int, int] = {}
         self.trace: deque[tuple[float, int, Event | Effect | str]] = deque(maxlen=TRACE_KEPT)
@@ -156,7 +162,7 @@ class World:
             now=self.now + host.clock_offset,
         )
         host.peer = self._participant(host, Peer(machine, bench, host.blobs))
-        host.busy_until = self.now
+        host.busy_until, host.training = self.now, None
         self._note(host, "starts")
         self._event(host, Command("start"))
         for other in self.hosts:
@@ -346,9 +352,13 @@ class World:
             self._fetch(host, work, self.now + FETCH_SECONDS_MAX)
         elif isinstance(work, Dial):
             self._dial(host, work)
+        elif isinstance(work, Train) and self.limits.staleness:
+            self._train(host, work)
         else:
-            seconds = self.train_seconds(host.index) if isinstance(work, Train) else 0.02
+            is_training = isinstance(work, Train)
+            seconds = self.train_seconds(host.index) if is_training else self.bench_seconds(work)
             host.busy_until = max(host.busy_until, self.now) + seconds
+            host.training_until += seconds  # a training in hand gives way
             life = host.life
 
             def perform() -> None:
@@ -362,6 +372,33 @@ class World:
                     self._event(host, finished)
 
             self.at(host.busy_until - self.now, perform)
+
+    def _train(self, host: Host, work: Train) -> None:
+        """Train while other works go on, after those ordered before.
+
+        As on the node's worker: what is ordered meanwhile is done between two steps, and the
+        training takes so much longer. The steps of one that is overtaken count for the next.
+        """
+        seconds = self.train_seconds(host.index)
+        if host.training is None:
+            host.training_until = max(host.busy_until, self.now) + seconds
+        host.training = work
+        life = host.life
+
+        def perform() -> None:
+            if host.life != life or host.peer is None or host.training is not work:
+                return
+            wait = max(host.frozen_until, host.training_until) - self.now
+            if wait > 0:
+                self.at(wait, perform)
+                return
+            host.training = None
+            finished = host.peer.perform(work)
+            if isinstance(finished.result, Trained):
+                finished = replace(finished, result=replace(finished.result, seconds=seconds))
+            self._event(host, finished)
+
+        self.at(max(0.0, host.training_until - self.now), perform)
 
     def _save(self, host: Host) -> None:
         assert host.peer is not None
@@ -394,7 +431,7 @@ class World:
             else:
                 self.at(FETCH_RETRY_SECONDS, attempt)
 
-        self.at(self.network.travel_seconds() + 0.05, attempt)
+        self.at(self.fetch_seconds(host, work), attempt)
 
     def _copy(self, host: Host, source: Host, work: FetchBlob | FetchState) -> bool:
         blocked = (source.index, host.index) in self.network.blocked

@@ -48,6 +48,7 @@ def test_a_seed_tells_its_story_and_tells_it_again() -> None:
         (("--seeds", "0"), "1 or more"),
         (("--adversaries", "equivocat*1"), "cannot read"),
         (("--peers", "0"), "--peers"),
+        (("--staleness", "2"), "--staleness is 0 or 1"),
     ],
 )
 def test_bad_input_is_refused_in_words(arguments: tuple[str, ...], words: str) -> None:

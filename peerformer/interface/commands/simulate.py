@@ -36,10 +36,13 @@ def simulate(
         str | None, Parameter(help='Who lies, such as "equivocate*1,silent*1".')
     ] = None,
     peers: Annotated[int | None, Parameter(help="Founders; else drawn from the seed.")] = None,
+    staleness: Annotated[
+        int | None, Parameter(help="Rounds to train ahead, 0 or 1; else drawn from the seed.")
+    ] = None,
     json_output: Annotated[bool, Parameter(name="--json", negative=(), help="One object.")] = False,
 ) -> int:
     """Run the protocol in worlds full of trouble, and check after every event what must hold."""
-    plan = _plan(world, adversaries, peers)
+    plan = _plan(world, adversaries, peers, staleness)
     if seed is not None:
         return _one(seed, plan, trace=trace, json_output=json_output)
     if trace:
@@ -67,14 +70,16 @@ def simulate(
     return 1 if tally.violations else 0
 
 
-def _plan(world: str, adversaries: str | None, peers: int | None) -> Plan:
+def _plan(world: str, adversaries: str | None, peers: int | None, staleness: int | None) -> Plan:
     if world not in WORLDS:
         lines = "; ".join(f"{name}: {what}" for name, what in WORLDS.items())
         raise ConfigError(f"there is no world {world!r}", why=lines, hint="--world mixed")
     if peers is not None and not 1 <= peers <= 64:
         raise ConfigError("--peers is 1 to 64 here")
+    if staleness not in (None, 0, 1):
+        raise ConfigError("--staleness is 0 or 1")
     liars = parse_adversaries(adversaries) if adversaries is not None else None
-    return Plan(world, liars, peers)
+    return Plan(world, liars, peers, staleness=staleness)
 
 
 def _outcomes(first: int, seeds: int, jobs: int, plan: Plan) -> Iterator[Outcome]:
@@ -135,6 +140,8 @@ def replay_command(seed: int, plan: Plan) -> str:
         words += ["--world", plan.kind]
     if plan.peers is not None:
         words += ["--peers", str(plan.peers)]
+    if plan.staleness is not None:
+        words += ["--staleness", str(plan.staleness)]
     if plan.adversaries is not None:
         liars = ",".join("+".join(attacks) for attacks in plan.adversaries)
         words += ["--adversaries", f'"{liars}"']
