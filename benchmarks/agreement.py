@@ -2,9 +2,10 @@
 
 Starts a real swarm of processes on this machine (founded in a temporary directory), lets it decide
 some rounds, and reads the peers' journals. A round's agreement is the time from the last peer's
-`Trained` (it commits at once) to the last peer's `RoundCommitted`.
+commitment (`Trained`, or the round's beginning if it trained ahead) to the last peer's
+`RoundCommitted`.
 
-    python benchmarks/agreement.py [--peers 7] [--rounds 8] [--json]
+    python benchmarks/agreement.py [--peers 7] [--rounds 8] [--staleness 0] [--json]
 """
 
 import argparse
@@ -26,14 +27,20 @@ from peerformer.node.overview import overview
 from peerformer.node.supervisor import Supervisor
 from peerformer.settings import resolve
 
-PHASES = ("training_seconds", "waiting_seconds", "checking_seconds", "voting_seconds")
+PHASES = (
+    "seconds",
+    "training_seconds",
+    "waiting_seconds",
+    "checking_seconds",
+    "voting_seconds",
+    "utilisation",
+)
 
 
-def run(peers: int, rounds: int, directory: Path) -> tuple[SwarmDirectory, float]:
+def run(peers: int, rounds: int, staleness: int, directory: Path) -> tuple[SwarmDirectory, float]:
     """Run a swarm for some rounds; returns its directory and the peak memory of all processes."""
-    config = resolve(
-        size="nano", overrides={"swarm.peers": peers, "data.max_bytes": 1_500_000}
-    ).config
+    settings = {"swarm.peers": peers, "swarm.staleness": staleness, "data.max_bytes": 1_500_000}
+    config = resolve(size="nano", overrides=settings).config
     supervisor = Supervisor(SwarmDirectory(directory / "swarm"))
     supervisor.found(config, lambda _: None)
     peak = 0.0
@@ -52,17 +59,23 @@ def run(peers: int, rounds: int, directory: Path) -> tuple[SwarmDirectory, float
 
 def measure(swarm: SwarmDirectory, rounds: int) -> dict[str, object]:
     """Read the journals."""
-    trained: dict[int, list[float]] = {}
+    committed: dict[int, list[float]] = {}
     decided: dict[int, list[events.RoundCommitted]] = {}
     for peer in swarm.peers():
+        trained: dict[int, float] = {}
+        begins = 0.0
         for event in read_journal(peer.journal):
             if isinstance(event, events.Trained):
-                trained.setdefault(event.round, []).append(_seconds(event.time))
+                trained[event.round] = _seconds(event.time)
             elif isinstance(event, events.RoundCommitted):
                 decided.setdefault(event.round, []).append(event)
-    numbers = [n for n in range(2, rounds + 1) if n in trained and n in decided]
+                if event.round in trained:  # with staleness 1 perhaps before the round began
+                    moment = max(trained[event.round], begins)
+                    committed.setdefault(event.round, []).append(moment)
+                begins = _seconds(event.time)
+    numbers = [n for n in range(2, rounds + 1) if n in committed and n in decided]
     agreement = [
-        max(_seconds(event.time) for event in decided[n]) - max(trained[n]) for n in numbers
+        max(_seconds(event.time) for event in decided[n]) - max(committed[n]) for n in numbers
     ]
     phases = {
         phase: statistics.median(getattr(e, phase) for n in numbers for e in decided[n])
@@ -85,10 +98,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peers", type=int, default=7)
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--staleness", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        swarm, peak = run(arguments.peers, arguments.rounds, Path(directory))
+        swarm, peak = run(arguments.peers, arguments.rounds, arguments.staleness, Path(directory))
         found = measure(swarm, arguments.rounds)
     found |= {
         "peers": arguments.peers,

@@ -12,7 +12,7 @@ from random import Random
 from peerformer import byzantine
 from peerformer.byzantine import Byzantine, Plot
 from peerformer.peer import Participant, Peer
-from peerformer.protocol.effects import Effect, Event, Trained, Work, WorkFinished
+from peerformer.protocol.effects import Effect, Event, Train, Trained, Work, WorkFinished
 from peerformer.protocol.identity import blob_hash, hash_of
 
 # These need the bench while messages are handled, or the world's own way of serving.
@@ -39,8 +39,11 @@ class Garbler:
     def perform(self, work: Work, should_stop: Callable[[], bool] = lambda: False) -> WorkFinished:
         """Work honestly, then put noise in the place of what was trained."""
         finished = self.peer.perform(work, should_stop)
-        made, number = finished.result, self.machine.collection.number
-        if not isinstance(made, Trained) or number < self.from_round:
+        made = finished.result
+        if not isinstance(work, Train) or not isinstance(made, Trained):
+            return finished
+        number = work.round
+        if number < self.from_round:
             return finished
         blob = self.blobs.get(made.blob_hash)
         assert blob is not None

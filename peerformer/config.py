@@ -121,6 +121,9 @@ class SwarmConfig:
         30, "a voter away for so many rounds in a row is suspended; 0: never", least=0, most=65_535
     )
     train_seconds_max: float = setting(600.0, "longest local training of a round", least=1.0)
+    staleness: int = setting(
+        0, "rounds that a peer trains ahead of the vote; 1: it never waits for it", least=0, most=1
+    )
 
 
 @dataclass(frozen=True)

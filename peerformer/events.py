@@ -96,8 +96,10 @@ class RunStopped(_Record, frozen=True):
 class RoundCommitted(_Record, frozen=True):
     """More than two thirds of the voters signed this round.
 
-    The last four say where this peer's time went: training, waiting for others' commitments,
-    fetching and checking contributions, voting. They are 0 for a round it took no part in.
+    `utilisation` is the share of the round's time that training took, at most 1. The last four say
+    where this peer's time went: training, waiting for others' commitments, fetching and checking
+    contributions, voting; with staleness 1 training overlaps the others. All are 0 for a round that
+    the peer took no part in.
     """
 
     round: int
@@ -107,6 +109,7 @@ class RoundCommitted(_Record, frozen=True):
     contributions: int
     accepted: int
     seconds: float
+    utilisation: float = 0.0
     training_seconds: float = 0.0
     waiting_seconds: float = 0.0
     checking_seconds: float = 0.0

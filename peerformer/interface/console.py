@@ -104,6 +104,7 @@ class Console:
         """How this peer and its swarm are doing."""
         status = self.running.status()
         bits = list(status["bits_per_byte"].values())
+        busy = status["utilisation"]
         rows = [
             ("peer", f"{status['name']}  {status['address']}"),
             (
@@ -113,6 +114,7 @@ class Console:
             ),
             ("round", f"{status['round']}, {status['state']}"),
             ("loss", "–" if status["loss"] is None else f"{status['loss']:.3f}"),
+            ("training", "–" if busy is None else f"{100 * busy:.0f} % of the time"),
             ("held out", f"{bits[-1]:.3f} bits per byte" if bits else "–"),
             (
                 "traffic",

@@ -8,21 +8,22 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-COLUMNS = ("peer", "role", "round", "contributed", "accepted", "reputation", "state")
+NUMERIC = ("round", "contributed", "accepted", "reputation", "utilisation")
+COLUMNS = ("peer", "role", *NUMERIC, "state")
 
 
 def table_of(overview: dict[str, Any]) -> Table:
     """Return the table of a swarm's peers."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in COLUMNS:
-        numeric = column in ("round", "contributed", "accepted", "reputation")
-        table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
+        table.add_column(column, justify="right" if column in NUMERIC else "left", no_wrap=True)
     for row in overview["peers"]:
         share = f"{100 * row['accepted'] // row['contributed']} %" if row["contributed"] else "–"
         state = row["state"] + (f"  ({row['adversary']})" if row["adversary"] else "")
         reputation = "–" if row["reputation"] is None else str(row["reputation"])
+        busy = "–" if row["utilisation"] is None else f"{100 * row['utilisation']:.0f} %"
         cells = (row["name"], row["role"], str(row["round"]), str(row["contributed"]), share)
-        table.add_row(*cells, reputation, state, style=_style(row["state"]))
+        table.add_row(*cells, reputation, busy, state, style=_style(row["state"]))
     return table
 
 

@@ -166,6 +166,7 @@ async def assemble(
         on_report=on_report,
         give_way=give_way,
     )
+    replica.between_layers = node.worker.between_layers
     transport.may_fetch = node.may_fetch
     transport.store = blobs
     serve_files(blobs, swarm, genesis)
@@ -207,6 +208,8 @@ def _replica(
     swarm: SwarmDirectory, genesis: Genesis, tokenizer: Tokenizer, options: PeerOptions
 ) -> AgreedReplica:
     config = recipe_config(genesis.recipe, threads=options.threads, data=options.data)
+    ahead = replace(config.swarm, staleness=genesis.limits.staleness)  # what all agree on
+    config = replace(config, swarm=ahead)
     prepared = own_text(swarm, config.data if options.data else None)
     held_out = ShardSet.from_bytes(swarm.validation.read_bytes())
     length = config.training.sequence_length

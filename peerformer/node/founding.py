@@ -98,6 +98,7 @@ def limits_of(config: Config) -> Limits:
         joins_per_voucher=swarm.joins_per_voucher,
         idle_rounds_max=swarm.idle_rounds_max,
         train_milliseconds_max=int(swarm.train_seconds_max * 1_000),
+        staleness=swarm.staleness,
     )
 
 

@@ -73,6 +73,7 @@ def _row(
         "reputation": known.get("reputation"),
         "quarantined_until": known.get("quarantined_until", 0),
         "loss": here.get("loss"),
+        "utilisation": here.get("utilisation"),
         "bytes_sent": here.get("bytes_sent", 0),
         "adversary": here.get("adversary"),
         "address": here.get("address"),

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,7 +23,7 @@ from peerformer.node.assemble import Assembled, PeerOptions, assemble
 from peerformer.node.checkpoint import save_agreed
 from peerformer.node.directory import PeerDirectory, SwarmDirectory, write_durably
 from peerformer.node.evidence import save_evidence
-from peerformer.node.status import Tally, status_of, write_status
+from peerformer.node.status import Tally, status_of, utilisation, write_status
 from peerformer.node.transport import DialError
 from peerformer.node.worker import leave_operators_to_the_bench
 from peerformer.peer import Peer
@@ -32,6 +33,7 @@ from peerformer.protocol.printout import to_text
 
 STATUS_SECONDS = 0.25
 BOOTSTRAP_RETRY_SECONDS = 1.0
+ROUNDS_REMEMBERED = 16  # to tell how much of the time was spent training
 LEAVE_SECONDS_MAX = 8.0  # SIGTERM must be over within ten
 
 logger = logging.getLogger("peerformer.node")
@@ -54,6 +56,7 @@ class Running:
         self.loss: float | None = None
         self.tokens_per_second: float | None = None
         self.bits_per_byte: dict[int, float] = {}
+        self.rounds: deque[events.RoundCommitted] = deque(maxlen=ROUNDS_REMEMBERED)
         self.leaving = False
 
     async def start(self) -> str:
@@ -95,6 +98,8 @@ class Running:
             chain_id = machine.chain.chain_id
             save_evidence(self.directory.path, event, chain_id, report.evidence, blob)
         self.on_event(event)
+        if isinstance(event, events.RoundCommitted):
+            self.rounds.append(event)
         mine = getattr(event, "peer", None) == machine.me.hex()
         if mine and isinstance(event, events.PeerEvicted):
             self.node.fail(
@@ -109,7 +114,7 @@ class Running:
 
     def _on_trained(self, round_number: int, loss: float, tokens: int) -> None:
         """On the worker's thread."""
-        seconds = time.monotonic() - self.node.worker.training_since
+        seconds = self.node.worker.training_seconds()
         event = events.Trained(round=round_number, loss=loss, seconds=seconds, tokens=tokens)
 
         def note() -> None:
@@ -134,6 +139,7 @@ class Running:
         extra = {
             "address": self.parts.address,
             "loss": self.loss,
+            "utilisation": utilisation(self.rounds),
             "bits_per_byte": {str(n): value for n, value in self.bits_per_byte.items()},
             "bytes_sent": transport.traffic.sent,
             "bytes_received": transport.traffic.received,

@@ -3,10 +3,12 @@
 import json
 import os
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peerformer.events import RoundCommitted
 from peerformer.peer import Peer
 from peerformer.protocol.identity import name_of
 from peerformer.protocol.machine import Machine
@@ -105,6 +107,12 @@ def status_of(peer: Peer, tally: Tally, extra: dict[str, Any]) -> dict[str, Any]
         ],
         **extra,
     }
+
+
+def utilisation(rounds: Collection[RoundCommitted]) -> float | None:
+    """Return the share of the time of these rounds that was spent in training steps."""
+    seconds = sum(event.seconds for event in rounds)
+    return min(1.0, sum(e.training_seconds for e in rounds) / seconds) if seconds > 0 else None
 
 
 def write_status(path: Path, status: dict[str, Any]) -> None:

@@ -1,19 +1,23 @@
 """One thread that does a peer's tensor work, in the order in which it was ordered.
 
 Training takes seconds, checking a contribution milliseconds; so training gives way between two of
-its steps to whatever else has been ordered since. The event loop never waits for a tensor: it
+its steps, and between two layers within a step, to whatever else has been ordered since. That makes
+training ahead of the vote (staleness 1) harmless to the vote: a work waits for a layer, not for a
+training. A second thread would share the cores all the same, and its operators' threads would slow
+those of the first (see `leave_operators_to_the_bench`). The event loop never waits for a tensor: it
 puts works in and gets `WorkFinished` back on its own thread.
 """
 
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from queue import SimpleQueue
 
 import torch
 
 from peerformer.peer import Participant
-from peerformer.protocol.effects import Train, Work, WorkFinished
+from peerformer.protocol.effects import Train, Trained, Work, WorkFinished
 
 
 def leave_operators_to_the_bench() -> None:
@@ -45,8 +49,10 @@ class Worker:
         self._peer, self._on_finished, self._on_failure = peer, on_finished, on_failure
         self._give_way = give_way
         self._queue: SimpleQueue[Work | Callable[[], None] | None] = SimpleQueue()
+        self._next: Train | None = None  # taken from the queue while another was in hand
         self._stopping = threading.Event()
-        self.training_since = 0.0  # monotonic seconds at which the last training began
+        self._training_since = 0.0  # monotonic seconds at which the last training began
+        self._given_away_seconds = 0.0  # of it, to other works
         self._thread = threading.Thread(target=self._run, name="bench", daemon=True)
         self._thread.start()
 
@@ -57,6 +63,10 @@ class Worker:
     def submit(self, work: Work | Callable[[], None]) -> None:
         """Order a work, or anything else that must happen between works."""
         self._queue.put(work)
+
+    def training_seconds(self) -> float:
+        """Return how long the training in hand has been at its own steps; on the thread itself."""
+        return time.monotonic() - self._training_since - self._given_away_seconds
 
     def stop(self, timeout_seconds: float = 10.0) -> bool:
         """End after the work in hand; a training stops at its next step. True once it has ended."""
@@ -69,7 +79,8 @@ class Worker:
         torch.set_num_threads(self._threads)  # OpenMP counts for each calling thread by itself
         try:
             while not self._stopping.is_set():
-                self._do(self._queue.get())
+                work, self._next = self._next or self._queue.get(), None
+                self._do(work)
         except BaseException as error:  # whatever it is: the node must stop, not train on
             self._on_failure(error)
 
@@ -77,8 +88,12 @@ class Worker:
         if work is None:
             return
         if isinstance(work, Train):
-            self.training_since = time.monotonic()
-            self._on_finished(self._peer.perform(work, self._between_steps))
+            self._training_since, self._given_away_seconds = time.monotonic(), 0.0
+            finished = self._peer.perform(work, self._between_steps)
+            if isinstance(finished.result, Trained):
+                measured = replace(finished.result, seconds=self.training_seconds())
+                finished = replace(finished, result=measured)
+            self._on_finished(finished)
         elif callable(work):
             work()
         else:
@@ -86,11 +101,19 @@ class Worker:
 
     def _between_steps(self) -> bool:
         """Do what was ordered since; True if training should stop."""
+        began = time.monotonic()
         self._give_way()
-        while not self._stopping.is_set() and not self._queue.empty():
+        self._given_away_seconds += time.monotonic() - began
+        self.between_layers()
+        return self._stopping.is_set() or self._next is not None
+
+    def between_layers(self) -> None:
+        """Do what was ordered since; called by a training on this thread, within a step too."""
+        began = time.monotonic()
+        while not self._stopping.is_set() and self._next is None and not self._queue.empty():
             work = self._queue.get()
             if isinstance(work, Train):
-                self._queue.put(work)  # the next round's: the one in hand is over
-                return True
-            self._do(work)
-        return self._stopping.is_set()
+                self._next = work  # of a later round: the one in hand is over
+            else:
+                self._do(work)
+        self._given_away_seconds += time.monotonic() - began

@@ -77,6 +77,11 @@ class Chain:
         """Return a decided round."""
         return self.items[round_number - 1] if 1 <= round_number <= self.tip else None
 
+    def beacon_of(self, round_number: int) -> bytes:
+        """Return the beacon of a decided round; 0 and before, that of the genesis."""
+        item = self.item(round_number)
+        return item.header.beacon if item is not None else hash_of("beacon", self.chain_id)
+
     def next_beacon(self, reveal: bytes) -> bytes:
         """Return the beacon that a reveal leads to."""
         return hash_of("beacon", self.beacon, reveal)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from peerformer import events
 from peerformer.protocol.committee import is_assigned
-from peerformer.protocol.effects import Check, Checked, FetchBlob, Reveal, Train, Trained
+from peerformer.protocol.effects import Check, Checked, FetchBlob, Reveal, Trained
 from peerformer.protocol.identity import hash_of, name_of
 from peerformer.protocol.membership import Members
 from peerformer.protocol.messages import (
@@ -45,14 +45,13 @@ class Collection:
     unreadable: dict[bytes, str] = field(default_factory=dict)  # author -> fault of its blob
     # Authors of what is being fetched or checked -> hashes and sources asked.
     waiting_for: dict[bytes, set[tuple[bytes, bytes]]] = field(default_factory=dict)
-    training: bool = False
     trained: bool = False
     revealed: bool = False
     attested: bool = False
     grace_set: bool = False  # the wait for others' attestations is being timed
     first_commitment: float | None = None
-    training_at: float = 0.0
-    trained_at: float = 0.0
+    training_seconds: float = 0.0
+    trained_at: float = 0.0  # with staleness 1 perhaps before the round began
     revealed_at: float = 0.0
     attested_at: float = 0.0
 
@@ -63,29 +62,35 @@ class Collection:
 
     # --- train and commit --------------------------------------------------------------------
 
-    def start_training(self, now: float) -> None:
-        """Train, unless a contribution for this round was signed before a restart."""
-        if self.training or self.trained:
-            return
-        if self.me not in self.members.contributors:
-            if self.me in self.members.voters:  # it only judges what others make
-                self.trained, self.trained_at = True, now
-                self.outbox.timer("commit", self.timing.commit_wait())
-                self._reveal_when_all_committed(now)
-            return
-        self.training, self.training_at = True, now
-        self.outbox.work(Train(self.number, hash_of("shard", self.beacon, self.me)))
+    @property
+    def only_judges(self) -> bool:
+        """Whether I vote on what others make, and make nothing myself."""
+        return self.me in self.members.voters and self.me not in self.members.contributors
 
-    def on_trained(self, result: Trained | None, now: float) -> None:
+    def judge(self, now: float) -> None:
+        """Go on without a contribution of mine, and wait for those of others."""
+        self.trained, self.trained_at = True, now
+        self.outbox.timer("commit", self.timing.commit_wait())
+        self._reveal_when_all_committed(now)
+
+    def on_trained(self, result: Trained | None, began: float, ended: float, now: float) -> None:
         """Commit to the contribution: persist, then send. No result means nothing to send."""
-        self.training, self.trained, self.trained_at = False, True, now
-        self.timing.trains.append(now - self.training_at)
+        self.trained, self.trained_at = True, ended
+        self.training_seconds = ended - began
+        self.timing.trains.append(ended - began)
         if result is not None:
+            if result.seconds is not None:
+                self.training_seconds = result.seconds
             statement = Contribution(
                 self.number, result.blob_hash, result.size, result.optimizer_root, result.tokens
             )
             self._commit(self.outbox.sign_once(statement), now)
         self.outbox.timer("commit", self.timing.commit_wait())
+        self._reveal_when_all_committed(now)
+
+    def sit_out(self, now: float) -> None:
+        """Go on without a contribution of mine: it would come too late."""
+        self.trained = True
         self._reveal_when_all_committed(now)
 
     def resume(self, envelope: Envelope, now: float) -> None:

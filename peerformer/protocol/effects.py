@@ -18,10 +18,14 @@ from peerformer.protocol.messages import Accepted, Evidence, Packet
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Run the round's local steps from the agreed state; answered by Trained or None."""
+    """Run the round's local steps; answered by Trained or None. A later one ends an earlier one.
+
+    They depart from the agreed state of the round before; ordered while that round is still open
+    (staleness 1), from what the peer's own contribution to it left.
+    """
 
     round: int
-    seed: bytes  # PRF(beacon, peer): which data
+    seed: bytes  # which data; see `training.shard_seed`
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class Trained:
     size: int
     optimizer_root: bytes
     tokens: int
+    seconds: float | None = None  # spent in the steps themselves, if whoever did them measured
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from peerformer.protocol.identity import hash_of
 from peerformer.protocol.messages import MEMBERS_MAX, RECIPE_SIZE_MAX, VOUCHERS_MAX
 
 ADMISSION_CLOSED, ADMISSION_OPEN = 0, 1
+STALENESS_MAX = 1  # an update two rounds old does more harm than an idle machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Limits:
     idle_rounds_max: U16 = 30  # R_idle: a voter that attests in none of so many is suspended; 0: no
     committee_size: U16 = 64  # above so many voters, so many of them are drawn to vote
     committee_rounds: U16 = 100  # the rounds that a committee serves
+    staleness: U8 = 0  # so many rounds ahead of the vote a peer may train
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class Genesis:
             raise MalformedError("limits that no round can meet")
         if not 1 <= limits.vouchers <= VOUCHERS_MAX:
             raise MalformedError("limits that no admission can meet")
+        if limits.staleness > STALENESS_MAX:
+            raise MalformedError("training further ahead than anybody can")
         return genesis
 
     @cached_property

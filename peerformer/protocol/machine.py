@@ -3,8 +3,8 @@
 The machine gives every event to the part that understands it: `Chain` holds what is decided,
 `Collection` gathers the current round's contributions, `Ballot` votes on its header, `Sync` brings
 the state up, `Requests` carries joins, leaves and evidence, `Neighbourhood` knows where peers are.
-After each event it settles: a decided header enters the chain and the next round begins. It knows
-no socket, clock, thread or tensor.
+`Training` orders local training, also ahead of the vote. After each event it settles: a decided
+header enters the chain and the next round begins. It knows no socket, clock, thread or tensor.
 """
 
 from collections.abc import Callable, Mapping
@@ -51,6 +51,7 @@ from peerformer.protocol.rates import Rates
 from peerformer.protocol.requests import Requests
 from peerformer.protocol.sync import Sync
 from peerformer.protocol.timing import Timing
+from peerformer.protocol.training import Training
 from peerformer.protocol.trials import Trials
 
 TICK_SECONDS = 1.0
@@ -77,6 +78,7 @@ class Machine:
     hash_chain: HashChain
     timing: Timing
     ledger: Ledger
+    training: Training
     sync: Sync
     requests: Requests
     trials: Trials
@@ -133,8 +135,10 @@ class Machine:
         self.chain = Chain(genesis, succeed)
         self.outbox = Outbox(self.keys, self.chain.chain_id)
         self.hash_chain = hash_chain or HashChain.from_seed(seed)
-        self.timing = Timing(genesis.limits.train_milliseconds_max / 1_000)
+        limits = genesis.limits
+        self.timing = Timing(limits.train_milliseconds_max / 1_000, limits.staleness > 0)
         self.ledger = Ledger()
+        self.training = Training(self.chain, self.outbox)
         self.sync = Sync(self.chain, self.outbox, state_round)
         self.requests = Requests(self.chain, self.outbox, self.hash_chain.links[0], role)
         self.trials = self.requests.trials
@@ -255,8 +259,10 @@ class Machine:
     def _on_work(self, finished: WorkFinished, now: float) -> None:
         work, result, current = finished.work, finished.result, self.collection
         match work:
-            case Train() if work.round == current.number and not current.trained:
-                current.on_trained(result if isinstance(result, Trained) else None, now)
+            case Train():
+                made = result if isinstance(result, Trained) else None
+                self.training.on_trained(work, made, now)
+                self.training.hand_in(current, now)
             case FetchBlob() if work.round == current.number:
                 current.on_fetched(work, succeeded=result is True, now=now)
             case FetchBlob() if self.sync.last and work.round == self.sync.last.number:
@@ -390,7 +396,7 @@ class Machine:
         """Train and compute if the agreed state is there."""
         self.ballot.headers.state_ready = self.sync.ready
         if self.sync.ready and not self.paused:
-            self.collection.start_training(now)
+            self.training.order(self.collection, now)
 
     def _settle(self, now: float) -> None:
         """Let decided headers into the chain, and begin what follows."""
@@ -405,7 +411,9 @@ class Machine:
             decided = self.ballot.consensus.decided
         was_ready = self.ballot.headers.state_ready
         self.sync.advance(now)
-        idle = not (self.collection.training or self.collection.trained)
+        if self.training.is_too_late(self.collection):
+            self.collection.sit_out(now)
+        idle = self.training.is_due(self.collection)
         if self.sync.ready != was_ready or (self.sync.ready and idle):
             self._on_state(now)
             self.ballot.build()
@@ -454,6 +462,7 @@ class Machine:
         for peer, packets in later.items():
             for packet in packets:
                 intake.take(self, peer, packet)
+        self.training.hand_in(self.collection, self.now)
         return None
 
     def on_fork(self, mine: Certified, other: Certified) -> None:

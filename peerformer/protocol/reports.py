@@ -38,6 +38,7 @@ def report_decided(
             contributions=len({entry.peer for entry in header.contributions} | refused),
             accepted=sum(entry.peer not in refused for entry in header.contributions),
             seconds=now - collection.began,
+            utilisation=_utilisation(training, now - collection.began),
             training_seconds=training,
             waiting_seconds=waiting,
             checking_seconds=checking,
@@ -59,11 +60,17 @@ def report_decided(
 
 
 def _durations(collection: Collection, now: float) -> tuple[float, float, float, float]:
-    begun, trained = collection.training_at, collection.trained_at
+    training, trained = collection.training_seconds, collection.trained_at
     revealed, attested = collection.revealed_at, collection.attested_at
-    if not (begun and trained and revealed and attested):
-        return 0.0, 0.0, 0.0, 0.0
-    return trained - begun, revealed - trained, attested - revealed, now - attested
+    if not (trained and revealed and attested):
+        return training, 0.0, 0.0, 0.0  # decided before it had seen everything
+    waiting = revealed - max(trained, collection.began)
+    return training, waiting, attested - revealed, now - attested
+
+
+def _utilisation(training: float, seconds: float) -> float:
+    """Return the share of a round's time that its training took; a part may lie before it."""
+    return min(1.0, training / seconds) if seconds > 0 else 0.0
 
 
 def _scores(collection: Collection, peer: bytes) -> str:

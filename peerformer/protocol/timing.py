@@ -12,6 +12,7 @@ DELTA_SECONDS = 2.0  # one message's delay, generously
 WAIT_SECONDS_MIN = 3.0
 WAIT_SECONDS_MAX = 60.0
 VIEW_GROWTH, VIEW_GROWTH_MAX = 1.5, 8.0
+PATIENCE_AHEAD = 0.25  # of a training: waiting for commitments is free while the next one goes on
 UNKNOWN_WORK_SECONDS = 5.0  # fetching and aggregating, before any was seen
 SAMPLES_KEPT = 16
 
@@ -25,6 +26,7 @@ class Timing:
     """Recent durations in seconds, and the waits that follow from them."""
 
     train_seconds_max: float
+    trains_ahead: bool = False  # nobody idles while it waits for others' commitments
     spreads: deque[float] = field(default_factory=_samples)  # first to last commitment
     checks: deque[float] = field(default_factory=_samples)  # reveal to my attestation
     trains: deque[float] = field(default_factory=_samples)  # my training
@@ -37,7 +39,10 @@ class Timing:
 
     def commit_wait(self) -> float:
         """Return how long after my own commitment I wait for those of others."""
-        return self._wait(self.spreads, self.train_seconds_max)
+        wait = self._wait(self.spreads, self.train_seconds_max)
+        if self.trains_ahead and self.trains:
+            return max(wait, PATIENCE_AHEAD * median(self.trains))
+        return wait
 
     def attest_wait(self) -> float:
         """Return how long I fetch and check before I attest what I have."""

@@ -18,6 +18,7 @@ from peerformer.protocol.machine import Machine
 from peerformer.protocol.membership import Members, next_members
 from peerformer.protocol.messages import Header
 from peerformer.simulate.host import Host
+from peerformer.simulate.works import FETCH_SECONDS
 from peerformer.simulate.world import World
 
 HASH_CHAIN_LENGTH = 64
@@ -84,8 +85,11 @@ class Crowd:
         )
         world = self.world
         world.succeed = Lineage()
-        world.blob_seconds = blob_size_bytes / upload_bytes_per_second
-        world.train_seconds = lambda _: TRAIN_SECONDS * (1 + world.random.random() / 4)
+        blob_seconds = blob_size_bytes / upload_bytes_per_second
+        world.works.fetch_seconds = lambda *_: (
+            world.network.travel_seconds() + FETCH_SECONDS + blob_seconds
+        )
+        world.works.train_seconds = lambda _: TRAIN_SECONDS * (1 + world.random.random() / 4)
         world.invariants.on_first_decided = self._on_first_decided
         self.recorded: dict[int, list[tuple[Event, float]]] = {index: [] for index in watched}
         world.record = self.recorded

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from peerformer import events
 from peerformer.peer import Participant
+from peerformer.protocol.effects import Train
 from peerformer.protocol.identity import HashChain, KeyPair
 from peerformer.protocol.machine import Machine
 from peerformer.protocol.membership import VOTER
@@ -96,6 +97,8 @@ class Host:
     links: set[int] = field(default_factory=set)
     reports: list[events.Event] = field(default_factory=list)
     busy_until: float = 0.0
+    training: Train | None = None  # in hand beside other works (staleness 1)
+    training_until: float = 0.0
     clock_offset: float = 0.0
     frozen_until: float = 0.0  # the lid is closed: nothing runs before
     retired: bool = False  # its disk is torn: its key must not be used again

@@ -59,11 +59,15 @@ TINY = Config(
 class RealReplicas:
     """What a world needs to know of its benches: these hold tensors."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, staleness: int = 0) -> None:
         """Make the first model and the held-out text of a seed."""
         torch.set_num_threads(1)  # such small tensors are only slower on more
         self.seed = seed
-        config = replace(TINY, training=replace(TINY.training, seed=seed))
+        config = replace(
+            TINY,
+            training=replace(TINY.training, seed=seed),
+            swarm=replace(TINY.swarm, staleness=staleness),
+        )
         self.recipe = recipe_bytes(config)
         self.config = recipe_config(self.recipe, threads=1)
         model = Transformer(self.config.model)

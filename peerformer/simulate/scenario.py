@@ -310,7 +310,7 @@ def _world(cast: Cast) -> World:
     world.invariants.promised = not cast.too_many
     if cast.victims is not None:
         world.plot.victims = frozenset(world.hosts[victim].me for victim in cast.victims)
-    world.train_seconds = lambda _: TRAIN_SECONDS + world.random.random() / 10
+    world.works.train_seconds = lambda _: TRAIN_SECONDS + world.random.random() / 10
     for index in range(cast.peers):
         world.boot(index)
     return world

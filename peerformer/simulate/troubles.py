@@ -8,7 +8,7 @@ honest must go on: the open round within f + 2 views, and every later one.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from random import Random
 
@@ -26,6 +26,7 @@ TROUBLE_SECONDS = 45.0
 TRAIN_SECONDS = (0.3, 1.0, 2.5)  # of the fastest host: short rounds are many rounds
 AMBUSHES_MAX = 3
 ABOUT_LOCKS = 0.25
+STALE = 0.25  # share of the worlds in which peers train ahead of the vote
 SIZES_ABOUT_LOCKS = (4, 4, 4, 5, 7)
 SETTLE_SECONDS = 15.0  # reconnecting and noticing that the trouble is over
 PATIENCE_SECONDS = 600.0
@@ -51,6 +52,7 @@ class Plan:
     trouble_seconds: float = TROUBLE_SECONDS
     rounds: int | None = None  # the trouble ends with this round instead
     replica: str = "toy"
+    staleness: int | None = None  # None: drawn from the seed
 
     def has(self, *kinds: str) -> bool:
         """Whether the world has trouble that belongs to one of these kinds."""
@@ -69,13 +71,13 @@ class Outcome:
     violation: Violation | None = None
 
 
-def replicas_of(plan: Plan, seed: int) -> Replicas:
+def replicas_of(plan: Plan, seed: int, staleness: int) -> Replicas:
     """Return the replicas that a plan asks for."""
     if plan.replica == "toy":
         return ToyReplicas()
     from peerformer.simulate.real import RealReplicas  # and torch, only where it is asked for
 
-    return RealReplicas(seed)
+    return RealReplicas(seed, staleness)
 
 
 def parse_adversaries(text: str) -> tuple[tuple[str, ...], ...]:
@@ -113,13 +115,14 @@ class Troubled:
         self.counts: Counter[str] = Counter()
         liars = self._liars()
         spares = self.random.choice((0, 0, 1, 2)) if plan.has("churn") else 0
+        limits = replace(LIMITS, staleness=self._staleness())
         self.world = World(
             seed,
             self.size,
             attacks=liars,
             spares=spares,
-            limits=LIMITS,
-            replicas=replicas or replicas_of(plan, seed),
+            limits=limits,
+            replicas=replicas or replicas_of(plan, seed, limits.staleness),
         )
         self.founders = list(range(self.size))
         self.spares = list(range(self.size, self.size + spares))
@@ -128,6 +131,12 @@ class Troubled:
         self.torn_left = tolerated_faults(self.size) - len(liars)
         self.healed = False
         self._schedule()
+
+    def _staleness(self) -> int:
+        """A random number generator of its own: other worlds stay what they are."""
+        if self.plan.staleness is not None:
+            return self.plan.staleness
+        return int(Random(f"staleness {self.seed}").random() < STALE)
 
     def _liars(self) -> dict[int, tuple[str, ...]]:
         faults = tolerated_faults(self.size)
@@ -172,7 +181,7 @@ class Troubled:
         if plan.has("crashes", "partitions"):
             self._lie_in_wait()
         fastest = random.choice(TRAIN_SECONDS)
-        self.world.train_seconds = lambda _: fastest * (1 + self.world.random.random() / 2)
+        self.world.works.train_seconds = lambda _: fastest * (1 + self.world.random.random() / 2)
         self.world.at(5.0, self._watch)
 
     def _lie_in_wait(self) -> None:

@@ -106,7 +106,7 @@ class Twinned:
         self.world = World(index, peers, attacks={twinned: TWIN}, sorted_ids=True)
         twin = self.world.add_host(self.world.hosts[twinned].seed)
         twin.attacks = (TWIN,)
-        self.world.train_seconds = lambda _: TRAIN_SECONDS
+        self.world.works.train_seconds = lambda _: TRAIN_SECONDS
         self.honest = self.world.honest()
         self.seen: set[Moment] = set()
         self.world.invariants.on_first_said = self._note

@@ -18,17 +18,12 @@ from peerformer.byzantine import Byzantine, Plot
 from peerformer.peer import Participant, Peer
 from peerformer.protocol.chain import Succeed
 from peerformer.protocol.effects import (
-    Adopt,
     Command,
     Connected,
-    Dial,
     Disconnect,
     Disconnected,
     Effect,
     Event,
-    FetchBlob,
-    FetchState,
-    Inspect,
     Persist,
     Received,
     Report,
@@ -36,9 +31,6 @@ from peerformer.protocol.effects import (
     SetTimer,
     StartWork,
     TimerFired,
-    Train,
-    Work,
-    WorkFinished,
 )
 from peerformer.protocol.genesis import ADMISSION_OPEN, Founder, Genesis, Limits
 from peerformer.protocol.identity import KeyPair, hash_of
@@ -51,10 +43,8 @@ from peerformer.simulate.host import HASH_CHAIN_LENGTH, TWIN, Host, Replicas
 from peerformer.simulate.invariants import Invariants, Violation
 from peerformer.simulate.network import Network
 from peerformer.simulate.toy import ToyReplicas
-from peerformer.simulate.transfers import copied
+from peerformer.simulate.works import Works
 
-FETCH_SECONDS_MAX = 10.0
-FETCH_RETRY_SECONDS = 0.4
 TRACE_KEPT = 4_000
 FRAMES_KEPT = 4_096
 LIMITS = Limits(admission=ADMISSION_OPEN, joins_per_epoch=50, train_milliseconds_max=30_000)
@@ -104,13 +94,12 @@ class World:
         liars = [host.keys for host in self.hosts if host.attacks]
         self.plot = Plot(self.genesis.chain_id, {keys.peer_id: keys for keys in liars})
         self.invariants = Invariants(seed, self.genesis, self.by_id)
-        self.train_seconds: Callable[[int], float] = lambda _: 2.0 + self.random.random()
+        self.works = Works(self)
         self.crash_before_persist: dict[int, int] = {}  # host -> number of the persist
         self.crash_after_persist: dict[int, int] = {}
         self.before_effect: Callable[[Host, Effect], None] = lambda host, effect: None
         self.trace: deque[tuple[float, int, Event | Effect | str]] = deque(maxlen=TRACE_KEPT)
         self.steps = self.crashes = self.sent = self.sent_bytes = self.blobs_copied = 0
-        self.blob_seconds = 0.0  # how long a contribution is under way
         self.record: dict[int, list[tuple[Event, float]]] = {}  # host -> what happened to it
         self.debugging = False  # let exceptions of a peer through, with their traceback
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
@@ -180,9 +169,9 @@ class World:
             now=self.now + host.clock_offset,
         )
         host.peer = self._participant(host, Peer(machine, bench, host.blobs))
-        host.busy_until = self.now
+        host.busy_until, host.training = self.now, None
         self._note(host, "starts")
-        self._event(host, Command("start"))
+        self.event(host, Command("start"))
         near = self._links(self, host) if self._links else range(len(self.hosts))
         for other in near:
             self.link(host, self.hosts[other])
@@ -205,8 +194,8 @@ class World:
     def _link(self, one: Host, other: Host) -> None:
         one.links.add(other.index)
         other.links.add(one.index)
-        self._soon(one, Connected(other.me, f"host-{other.index}:1", outbound=True))
-        self._soon(other, Connected(one.me, f"host-{one.index}:1", outbound=False))
+        self.soon(one, Connected(other.me, f"host-{other.index}:1", outbound=True))
+        self.soon(other, Connected(one.me, f"host-{one.index}:1", outbound=False))
 
     def crash(self, index: int) -> None:
         """Kill a host: what was persisted stays, all else is gone."""
@@ -227,11 +216,11 @@ class World:
         other.links.discard(one.index)
         for side, gone in ((one, other), (other, one)):
             if side.peer is not None:
-                self._soon(side, Disconnected(gone.me))
+                self.soon(side, Disconnected(gone.me))
 
     def command(self, index: int, command: Command) -> None:
         """Tell a host what its operator wants."""
-        self._soon(self.hosts[index], command)
+        self.soon(self.hosts[index], command)
 
     def freeze(self, index: int, seconds: float, *, clock_jump: float = 0.0) -> None:
         """Close the lid of a host: nothing runs on it for a while, then its clock has jumped."""
@@ -244,12 +233,13 @@ class World:
         """Do something `seconds` from now."""
         heapq.heappush(self._queue, (self.now + seconds, next(self._serial), action))
 
-    def _soon(self, host: Host, event: Event, seconds: float = 0.01) -> None:
+    def soon(self, host: Host, event: Event, seconds: float = 0.01) -> None:
+        """Let something happen to a host, unless it crashes before."""
         life = host.life
 
         def deliver() -> None:
             if host.life == life:
-                self._event(host, event)
+                self.event(host, event)
 
         self.at(seconds, deliver)
 
@@ -271,11 +261,12 @@ class World:
 
     # --- events and effects --------------------------------------------------------------------
 
-    def _event(self, host: Host, event: Event) -> None:
+    def event(self, host: Host, event: Event) -> None:
+        """Let something happen to a host, and carry out what it orders."""
         if host.peer is None:
             return
         if self.now < host.frozen_until:
-            self._soon(host, event, host.frozen_until - self.now)
+            self.soon(host, event, host.frozen_until - self.now)
             return
         self._note(host, event)
         if host.index in self.record:
@@ -316,7 +307,7 @@ class World:
             case SetTimer(name, seconds):
                 self._set_timer(host, name, seconds)
             case StartWork(work):
-                self._start(host, work)
+                self.works.start(host, work)
             case Disconnect(peer):
                 self._note(host, effect)
                 for other in self.by_id.get(peer, ()):
@@ -339,7 +330,7 @@ class World:
         self.sent += 1
         self.sent_bytes += len(frame)
         for delay in self.network.deliveries(host.index, target.index, len(frame), self.now):
-            self._soon(target, Received(host.me, frame), delay)
+            self.soon(target, Received(host.me, frame), delay)
 
     def send(self, source: int, target: int, packet: Packet) -> None:
         """Send again what the network had stopped."""
@@ -379,51 +370,9 @@ class World:
 
         def fire() -> None:
             if host.life == life and host.timers.get(name) == token:
-                self._event(host, TimerFired(name))
+                self.event(host, TimerFired(name))
 
         self.at(seconds, fire)
-
-    # --- works ---------------------------------------------------------------------------------
-
-    def _start(self, host: Host, work: Work) -> None:
-        if isinstance(work, FetchBlob | FetchState):
-            self._fetch(host, work, self.now + FETCH_SECONDS_MAX)
-        elif isinstance(work, Dial):
-            self._dial(host, work)
-        elif isinstance(work, Inspect) and work.exhibit.blob_hash not in host.blobs.held:
-            self._inspect(host, work)
-        else:
-            self._perform(host, work)
-
-    def _perform(self, host: Host, work: Work) -> None:
-        seconds = self.train_seconds(host.index) if isinstance(work, Train) else 0.02
-        host.busy_until = max(host.busy_until, self.now) + seconds
-        life = host.life
-
-        def perform() -> None:
-            if host.life == life and host.peer is not None:
-                if self.now < host.frozen_until:
-                    self.at(host.frozen_until - self.now, perform)
-                    return
-                finished = host.peer.perform(work)
-                if isinstance(work, Adopt):
-                    self.save(host)
-                self._event(host, finished)
-
-        self.at(host.busy_until - self.now, perform)
-
-    def _inspect(self, host: Host, work: Inspect) -> None:
-        """Fetch what evidence is about, then look at it."""
-        wanted = work.exhibit
-        fetch = FetchBlob(wanted.round, wanted.author, wanted.blob_hash, wanted.size, work.sources)
-
-        def look(*, held: bool) -> None:
-            if held:
-                self._perform(host, work)
-            else:
-                self._event(host, WorkFinished(work, None))
-
-        self._fetch(host, fetch, self.now + FETCH_SECONDS_MAX, look)
 
     def save(self, host: Host) -> None:
         """Keep the state that a host has just come to, as its disk would."""
@@ -432,47 +381,6 @@ class World:
         self.invariants.on_state(host, number, state)
         if number % host.snapshot_every == 0:
             host.snapshot = (number, state)
-
-    def _dial(self, host: Host, work: Dial) -> None:
-        reached = False
-        for other in self.by_id.get(work.peer, ()):
-            if other.peer is not None and (host.index, other.index) not in self.network.blocked:
-                reached = True
-                self.link(host, other)
-        self._soon(host, WorkFinished(work, reached), 0.05)
-
-    def _fetch(
-        self,
-        host: Host,
-        work: FetchBlob | FetchState,
-        deadline: float,
-        then: Callable[..., None] | None = None,
-    ) -> None:
-        life = host.life
-
-        def done(*, held: bool) -> None:
-            if then is not None:
-                then(held=held)
-            else:
-                self._event(host, WorkFinished(work, held))
-
-        def attempt() -> None:
-            if host.life != life or host.peer is None:
-                return
-            if isinstance(work, FetchBlob) and work.blob_hash in host.blobs.held:
-                done(held=True)
-                return
-            for peer in work.sources:
-                if any(copied(self, host, source, work) for source in self.by_id.get(peer, ())):
-                    done(held=True)
-                    return
-            if self.now >= deadline:
-                done(held=False)
-            else:
-                self.at(FETCH_RETRY_SECONDS, attempt)
-
-        on_the_way = self.blob_seconds if isinstance(work, FetchBlob) else 0.0
-        self.at(self.network.travel_seconds() + 0.05 + on_the_way, attempt)
 
     # --- looking -------------------------------------------------------------------------------
 

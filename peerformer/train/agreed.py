@@ -1,10 +1,49 @@
 """The bench of a swarm peer: local steps from the agreed state, and the integer steps that agree.
 
-The agreed state (parameters and outer momentum in 32-bit fixed point) moves only by `adopt` and
-`install`; training starts from it each round and never changes it. What is trained becomes a
-contribution: start minus end, compressed with error feedback (DiLoCo, arXiv 2311.08105). Scoring
-uses a model of its own, so that contributions can be judged while training goes on. Knows nothing
-of votes or networks.
+The agreed state (parameters and outer momentum in 32-bit fixed point) moves only by `move_to`;
+training never changes it. What is trained becomes a contribution: start minus end, compressed with
+error feedback (DiLoCo, arXiv 2311.08105). Scoring uses a model of its own, so that contributions
+can be judged while training goes on. Knows nothing of votes or networks.
+
+Training may be one round ahead of the agreed state (staleness 1: DiLoCo with eager updates, arXiv
+2502.12996). Let `theta_r` be the parameters of the agreed state S_r, x the local model, and `u_r`
+the sum of this peer's own inner steps for round r (start minus end). Always
+
+    x = theta - u      theta: the newest agreed state in x, u: own work not agreed yet
+
+*Departing* for round n. If S_{n-1} is there, x = theta_{n-1}: that is all of staleness 0. Ahead of
+it, x = theta_{n-2} - u_{n-1}: the model goes on as the contribution before left it.
+
+*Following.* When S_r is adopted in the middle of training for r + 1, the start of that training and
+x both move by theta_r - (theta_{r-1} - u_r): what all have agreed on comes in, what the own
+contribution had already put there goes out, in one addition. The start is then theta_r exactly, so
+no error of rounding adds up over rounds; x is moved between two steps, never within one, even if
+the state was adopted within it (`between_layers` lets others work there). The paper keeps 1/K of
+the own update beside the late average of the others; here the agreed state, which contains it,
+takes the place of both.
+
+*Sending.* `u_n` is the start minus the end, where moves count in both: the sum of the steps
+themselves. Part of them were taken at theta_{n-2} - u_{n-1}, and all are applied to theta_{n-1}:
+that is the staleness.
+
+*Overtaken.* A training in hand whose round went on without it (it began late) is not thrown away
+with staleness 1: its steps so far are the first ones for the next round, unless it departed from a
+state that is by then more than two rounds older than the newest.
+
+*Refused, or a null round.* Following takes u_r out of x in any case; refused, the whole of it goes
+into the residual and is sent again with the next contribution that is not encoded yet, once (see
+`feedback`). Blown up, it is dropped.
+
+*Restarting.* Only the residual and the optimizer's state survive. Work for a round that was not
+signed is lost; if S_{n-1} is not there, training for n departs from theta_{n-2}, with no own work.
+
+*Fetching.* After a state that was fetched the model starts anew from it, and so does a training in
+hand, from its first step: what was under way belongs to a state that may have been damaged.
+
+*Judging.* A contribution for round r is scored at a fifth of its step from the state that the bench
+holds when it is checked: S_{r-1}, or S_{r-2} while this peer still computes or fetches that. It is
+an opinion in either case. Aggregation is onto S_{r-1} and nothing else. Nothing records between
+which steps a start moved, so a training that was ahead cannot be repeated exactly by others.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,6 +61,7 @@ from peerformer.gradients.aggregate import Rule, aggregate
 from peerformer.gradients.audit import score_micronats
 from peerformer.gradients.compress import BlobError, decode, encode
 from peerformer.gradients.fixed_point import AgreedState, Layout, outer_step, to_fixed, to_float
+from peerformer.train.feedback import Feedback
 from peerformer.train.optimizer import build_optimizer, optimizer_tensors
 from peerformer.train.replica import Replica
 from peerformer.train.schedule import learning_rate_scale
@@ -29,7 +69,7 @@ from peerformer.train.schedule import learning_rate_scale
 TRIAL_STEP = 0.2  # a contribution is scored at a fifth of its step: a full one overshoots
 OUTLIER_FACTOR = 8.0  # an update this much longer than the last ones is not sent
 OUTLIER_HISTORY = 16
-STATES_COMPUTED_MAX = 3
+STEPS_AGE_MAX = 2  # rounds between the state that a step departed from and the one it is added to
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +83,27 @@ class Contribution:
 
 
 @dataclass(slots=True)
-class Pending:
-    """A contribution on its way: what error feedback keeps if it is accepted, and if it is not."""
+class Local:
+    """What the local model holds: a training, in hand or ended, and where it departed from."""
 
-    round: int
-    residual_P: Tensor
-    whole_P: Tensor
+    round: int  # that it trains for
+    departed: int  # the round of the agreed state that it departed from
+    state_round: int  # of the agreed state in the model by now
+    start_P: Tensor  # moved along with the agreed state
+    losses: list[float] = field(default_factory=list)  # of its steps so far
+    ended: bool = False
 
 
 def initial_state(model: nn.Module) -> AgreedState:
     """Return the agreed state of round 0: the model's parameters in fixed point, no momentum."""
     theta_P = to_fixed(_flat(dict(model.named_parameters())))
     return AgreedState(theta_P, torch.zeros_like(theta_P), ())
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of a model that has a list of them."""
+    lists = [child for child in model.children() if isinstance(child, nn.ModuleList)]
+    return [layer for layers in lists for layer in layers]
 
 
 def _flat(parameters: Mapping[str, Tensor]) -> Tensor:
@@ -74,13 +123,13 @@ class AgreedReplica:
     round: int = 0
     layout: Layout = field(init=False)
     replica: Replica = field(init=False)
-    residual_P: Tensor = field(init=False)
-    pending: Pending | None = None
-    computed: dict[bytes, AgreedState] = field(default_factory=dict)
+    feedback: Feedback = field(init=False)
+    local: Local | None = None  # None: the model holds nothing of use
     norms: list[float] = field(default_factory=list)  # of the updates last sent
     flip_round: int | None = None  # for the demonstration of an attack
     loss_before: dict[bytes, float] = field(default_factory=dict)
     last_loss: float = float("nan")
+    between_layers: Callable[[], None] = lambda: None  # called within a step, forward and backward
 
     def __post_init__(self) -> None:
         """Build the optimizer and the flat view of the parameters."""
@@ -93,7 +142,10 @@ class AgreedReplica:
             clip_norm=self.config.optimizer.clip_norm,
             autocast_dtype=None,
         )
-        self.residual_P = torch.zeros(self.layout.size)
+        self.feedback = Feedback(torch.zeros(self.layout.size))
+        for layer in _layers(self.model):
+            layer.register_forward_pre_hook(lambda *_: self.between_layers())
+            layer.register_full_backward_pre_hook(lambda *_: self.between_layers())
 
     def flip_from(self, round_number: int) -> None:
         """Send the opposite of what was trained, from a round on (an attack)."""
@@ -104,51 +156,82 @@ class AgreedReplica:
     def train(
         self, round_number: int, seed: bytes, should_stop: Callable[[], bool]
     ) -> Contribution | None:
-        """Run H local steps from the agreed state; None if stopped or unfit to be sent.
+        """Run H local steps; None if stopped or unfit to be sent.
 
         Args:
-            round_number: the round this trains for; the state must be that of the round before.
+            round_number: the round this trains for; the state is that of the round before, or of
+                the one before that.
             seed: which data.
-            should_stop: asked before every step.
+            should_stop: asked before every step; the agreed state may move in it.
         """
-        if round_number != self.round + 1:
-            return None
-        start_P = to_float(self.state.theta_P)
-        self._load(self.model, start_P)
-        settings, steps = self.config.training, self.config.swarm.inner_steps
-        first = (round_number - 1) * steps
-        losses = []
-        self.model.train()
-        for index in range(steps):
-            if should_stop() or round_number != self.round + 1:
+        settings, swarm = self.config.training, self.config.swarm
+        steps, local = swarm.inner_steps, None
+        while local is None or local is not self.local or len(local.losses) < steps:
+            stopped = local is not None and should_stop()
+            if stopped or not 0 < round_number - self.round <= 1 + swarm.staleness:
                 return None
-            batch = self.text.batch(_number(seed), index, batch_size=settings.batch_size)
-            losses.append(self.replica.gradients([batch]))
+            if local is None or local is not self.local:  # the state was fetched: anew
+                local = self._depart(round_number)
+                continue
+            self._follow(local)
+            step = len(local.losses)
+            batch = self.text.batch(_number(seed), step, batch_size=settings.batch_size)
+            local.losses.append(self.replica.gradients([batch]))
             self.replica.apply(
                 learning_rate_scale(
-                    first + index,
+                    (round_number - 1) * steps + step,
                     steps=settings.steps,
                     warmup_steps=settings.warmup_steps,
                     final_fraction=settings.final_fraction,
                 )
             )
-        self.last_loss = sum(losses) / len(losses)
-        delta_P = start_P - _flat(dict(self.model.named_parameters()))
+        local.ended = True
+        self.last_loss = sum(local.losses) / steps
+        delta_P = local.start_P - _flat(dict(self.model.named_parameters()))
         tokens = steps * settings.batch_size * settings.sequence_length
         return self._contribute(round_number, delta_P, tokens)
+
+    def _depart(self, round_number: int) -> Local:
+        """Return where a training departs from, with the model there."""
+        before = self.local if self.config.swarm.staleness else None
+        self.model.train()
+        if before and before.round == round_number - 1:
+            if not before.ended and before.departed >= round_number - 1 - STEPS_AGE_MAX:
+                before.round = round_number  # overtaken: it goes on
+                return before
+            if before.ended and self.round == round_number - 2:
+                self._follow(before)  # what was adopted since it ended
+                start_P = _flat(dict(self.model.named_parameters()))
+                self.local = Local(round_number, self.round, self.round, start_P)
+                return self.local
+        start_P = to_float(self.state.theta_P)
+        self._load(self.model, start_P)
+        self.local = Local(round_number, self.round, self.round, start_P)
+        return self.local
+
+    def _follow(self, local: Local) -> None:
+        """Move the model along with the agreed state, taking out what is agreed of its own."""
+        if local.state_round == self.round:
+            return
+        theta_P = to_float(self.state.theta_P)
+        here_P = _flat(dict(self.model.named_parameters()))
+        self._load(self.model, here_P + (theta_P - local.start_P))
+        local.state_round, local.start_P = self.round, theta_P
 
     def _contribute(self, round_number: int, delta_P: Tensor, tokens: int) -> Contribution | None:
         norm = float(delta_P.norm())
         usual = median(self.norms) if len(self.norms) >= 3 else norm
         if not norm < max(OUTLIER_FACTOR * usual, 1e-12) and norm > 0 or norm != norm:
-            self.residual_P.zero_()  # blown up: start afresh from the agreed state
+            self.feedback.reset()  # blown up: start afresh from the agreed state
+            self.local = None
             return None
         self.norms = [*self.norms, norm][-OUTLIER_HISTORY:]
         if self.flip_round is not None and round_number >= self.flip_round:
             delta_P = -delta_P
         swarm = self.config.swarm
-        encoded = encode(delta_P, self.residual_P, codec=swarm.codec, feedback=swarm.feedback)
-        self.pending = Pending(round_number, encoded.residual_P, delta_P)
+        unsent_P = self.feedback.unsent_P()
+        encoded = encode(delta_P, unsent_P, codec=swarm.codec, feedback=swarm.feedback)
+        self.feedback.sent(round_number, residual_P=encoded.residual_P, whole_P=delta_P)
         return Contribution(encoded.blob, self.optimizer_root(), tokens, self.last_loss)
 
     def optimizer_root(self) -> bytes:
@@ -215,15 +298,11 @@ class AgreedReplica:
         """Make a state the agreed one; `accepted` is None if I was not there for the round."""
         self.state, self.round = state, round_number
         self.loss_before = {}
-        pending, self.pending = self.pending, None
-        if pending is None or accepted is None:
-            return
-        if pending.round == round_number and accepted:
-            self.residual_P = pending.residual_P
-        else:  # not in: the whole update goes back, but never more than one update's length
-            whole_P = self.residual_P + pending.whole_P
-            longest, length = float(pending.whole_P.norm()), float(whole_P.norm())
-            self.residual_P = whole_P * min(1.0, longest / max(length, 1e-12))
+        if accepted is None:
+            self.feedback.forget()
+            self.local = None
+        else:
+            self.feedback.settle(round_number, accepted=accepted)
 
     def _load(self, model: nn.Module, flat_P: Tensor) -> None:
         with torch.no_grad():
@@ -244,7 +323,7 @@ class AgreedReplica:
         tensors = {
             f"optimizer.{k}": v for k, v in optimizer_tensors(self.replica.optimizer).items()
         }
-        tensors["residual"] = self.residual_P
+        tensors["residual"] = self.feedback.residual_P
         temporary = path.with_suffix(".part")
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
         temporary.replace(path)
@@ -259,13 +338,13 @@ class AgreedReplica:
         try:
             tensors = load_file(path)
             residual_P = tensors.pop("residual")
-            if residual_P.shape != self.residual_P.shape:
+            if residual_P.shape != self.feedback.residual_P.shape:
                 return False
             names = {k.removeprefix("optimizer."): v for k, v in tensors.items()}
             load_optimizer_tensors(self.replica.optimizer, names)
         except (OSError, KeyError, ValueError, SafetensorError):
             return False
-        self.residual_P = residual_P
+        self.feedback = Feedback(residual_P)
         return True
 
 

@@ -183,10 +183,12 @@ def test_a_training_that_blows_up_is_not_sent(tmp_path: Path) -> None:
             replica = running.parts.bench.replica
             before = replica.norms
             contribution = replica._contribute(
-                replica.round + 1, replica.residual_P + 1e6, tokens=1
+                replica.round + 1, replica.feedback.residual_P + 1e6, tokens=1
             )
             assert contribution is None and replica.norms == before
-            nan = replica._contribute(replica.round + 1, replica.residual_P * math.nan, tokens=1)
+            nan = replica._contribute(
+                replica.round + 1, replica.feedback.residual_P * math.nan, tokens=1
+            )
             assert nan is None
             await rounds_later(running, 2)
 

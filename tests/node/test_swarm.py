@@ -97,8 +97,11 @@ def roots(supervisor: Supervisor, name: str) -> dict[int, str]:
 
 
 @pytest.mark.timeout(200)
-def test_a_killed_peer_comes_back_to_the_state_of_the_others(supervisor: Supervisor) -> None:
-    supervisor.found(small(4), lambda _: None)
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_killed_peer_comes_back_to_the_state_of_the_others(
+    supervisor: Supervisor, staleness: int
+) -> None:
+    supervisor.found(small(4, **{"swarm.staleness": staleness}), lambda _: None)
     names = start(supervisor)
     at_round(supervisor, 2, names)
     victim = names[-1]
@@ -114,6 +117,7 @@ def test_a_killed_peer_comes_back_to_the_state_of_the_others(supervisor: Supervi
     assert len(shared) >= 3
     for number in shared:
         assert len({found[number] for found in by_peer}) == 1, number
+    until(supervisor, lambda now: (row(now, victim)["utilisation"] or 0.0) > 0.0)
 
 
 @pytest.mark.timeout(200)

@@ -109,7 +109,7 @@ def test_the_last_two_voters_that_leave_at_once_go_one_after_the_other() -> None
     world.start()
     assert run_to(world, 2, hosts=[0, 1])
     for host in world.hosts:
-        world._soon(host, Command("leave"))
+        world.soon(host, Command("leave"))
     gone = world.run(
         seconds=60, until=lambda: all(events_of(world, index, "PeerLeft") for index in (0, 1))
     )

@@ -67,7 +67,7 @@ def moments_of(machine: Machine) -> list[str]:
         "any": True,
         "view change": consensus.view > 0 or bool(machine.ballot.timeouts),
         "lock": consensus.high is not None,
-        "training": current.training,
+        "training": machine.training.ordered > machine.chain.tip and not current.trained,
         "collection": current.revealed and not current.attested,
         "fetching a state": machine.sync.fetching is not None,
         "behind": not machine.sync.ready,

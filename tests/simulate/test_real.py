@@ -28,8 +28,9 @@ def learned(outcome: Outcome) -> float:
     return bits[0] - bits[-1]
 
 
-def test_a_real_world_learns_and_the_same_seed_learns_the_same() -> None:
-    plan = Plan("calm", (), 4, rounds=1, replica="real")
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_real_world_learns_and_the_same_seed_learns_the_same(staleness: int) -> None:
+    plan = Plan("calm", (), 4, rounds=1, replica="real", staleness=staleness)
     first, again = Troubled(1, plan).run(), Troubled(1, plan).run()
     assert learned(first) > 1.0
     assert first.bits_per_byte == again.bits_per_byte

@@ -53,6 +53,7 @@ def test_a_seed_tells_its_story_and_tells_it_again() -> None:
         (("--crowd",), "a crowd needs --peers"),
         (("--peers", "9000"), "up to 8192"),
         (("--peers", "100", "--adversaries", "silent"), "a crowd has no trouble"),
+        (("--staleness", "2"), "--staleness is 0 or 1"),
     ],
 )
 def test_bad_input_is_refused_in_words(arguments: tuple[str, ...], words: str) -> None:

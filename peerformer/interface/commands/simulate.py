@@ -63,6 +63,9 @@ def simulate(
     exhaustive: Annotated[
         int | None, Parameter(help="All orders of messages through two views, for so many seconds.")
     ] = None,
+    staleness: Annotated[
+        int | None, Parameter(help="Rounds to train ahead, 0 or 1; else drawn from the seed.")
+    ] = None,
     json_output: Annotated[bool, Parameter(name="--json", negative=(), help="One object.")] = False,
 ) -> int:
     """Run the protocol in worlds full of trouble, and check after every event what must hold."""
@@ -74,7 +77,7 @@ def simulate(
         return _exhaust(exhaustive, jobs, json_output=json_output)
     if story is not None:
         return _story(story, trace=trace, json_output=json_output)
-    plan = _plan(world, adversaries, peers)
+    plan = _plan(world, adversaries, peers, staleness)
     if crowd or (peers or 0) > PEERS_IN_TROUBLE_MAX:
         if trace or twins or replica != "toy" or plan != Plan(peers=peers):
             raise ConfigError("a crowd has no trouble", hint="only --peers, --rounds and --seed")
@@ -182,14 +185,16 @@ def _twins(plan: Plan, end: int) -> Plan:
     return Plan(TWINS)
 
 
-def _plan(world: str, adversaries: str | None, peers: int | None) -> Plan:
+def _plan(world: str, adversaries: str | None, peers: int | None, staleness: int | None) -> Plan:
     if world not in WORLDS:
         lines = "; ".join(f"{name}: {what}" for name, what in WORLDS.items())
         raise ConfigError(f"there is no world {world!r}", why=lines, hint="--world mixed")
     if peers is not None and peers < 1:
         raise ConfigError("--peers is 1 or more")
+    if staleness not in (None, 0, 1):
+        raise ConfigError("--staleness is 0 or 1")
     liars = parse_adversaries(adversaries) if adversaries is not None else None
-    return Plan(world, liars, peers)
+    return Plan(world, liars, peers, staleness=staleness)
 
 
 def _outcomes(seeds: range, jobs: int, plan: Plan) -> Iterator[Outcome]:
@@ -256,6 +261,8 @@ def replay_command(seed: int, plan: Plan) -> str:
         words += ["--rounds", str(plan.rounds)]
     if plan.replica != "toy":
         words += ["--replica", plan.replica]
+    if plan.staleness is not None:
+        words += ["--staleness", str(plan.staleness)]
     if plan.adversaries is not None:
         liars = ",".join("+".join(attacks) for attacks in plan.adversaries)
         words += ["--adversaries", f'"{liars}"']
