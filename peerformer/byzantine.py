@@ -36,6 +36,7 @@ from peerformer.protocol.messages import (
     Contribution,
     Envelope,
     Eviction,
+    GaveUp,
     HeaderBody,
     Headers,
     Packet,
@@ -77,6 +78,7 @@ ATTACKS = {
     "lying-scorer": "says that its friends' contributions do good, and all others harm",
     "false-ok": "attests that contributions decode which do not",
     "false-evidence": "accuses others with statements they never signed",
+    "desert": "gives up a view of a round once, and says nothing more in that round",
     "stale": "repeats old messages of anybody",
 }
 OLD_FRAMES_KEPT = 64
@@ -123,6 +125,7 @@ class Byzantine:
         self.old: list[Packet] = []
         self.others: dict[bytes, HeaderBody | None] = {}  # digest -> the second header
         self.voted: set[tuple[int, int, bytes]] = set()
+        self.gave_up = False  # a view of this round, before the event at hand
 
     @property
     def lies(self) -> bool:
@@ -143,6 +146,7 @@ class Byzantine:
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Advance honestly, then twist what is sent."""
+        self.gave_up = bool(self.machine.ballot.timeouts)
         effects = self.peer.handle(event, now)
         if not self.lies:
             return effects
@@ -180,7 +184,8 @@ class Byzantine:
         mine = envelope is not None and envelope.sender == self.machine.me
         if "hidden-lock" in self.attacks and self._hides(effect, mine=mine):
             return []
-        if "silent" in self.attacks and _votes(packet):
+        silent = "silent" in self.attacks and _votes(packet)
+        if silent or ("desert" in self.attacks and self._deserts(packet)):
             self.plot.acts += 1
             return []
         if not mine:
@@ -199,6 +204,9 @@ class Byzantine:
             return []
         twisted = self._other_packet(packet, statement, effect.peer)
         return [replace(effect, packet=twisted or packet)]
+
+    def _deserts(self, packet: Packet) -> bool:
+        return self.gave_up and (isinstance(packet, TimedOut | GaveUp) or _votes(packet))
 
     def _hides(self, effect: Send, *, mine: bool) -> bool:
         packet = effect.packet

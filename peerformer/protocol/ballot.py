@@ -315,7 +315,7 @@ class Ballot:
     def _enter(self, view: int) -> None:
         self.outbox.timer("view", self.timing.view(view))
         entry = self.consensus.entry
-        if entry is not None and entry.view == view - 1 and self.leader(view) == self.me:
+        if entry is not None and entry.view == view - 1:  # who is behind may need it from me
             self.outbox.persist(((entry_key(self.number), encode(entry)),))
         gone = self.leader(view - 1)
         self.outbox.report(
@@ -342,10 +342,12 @@ class Ballot:
             envelope = self.outbox.has_signed(kind, self.number, slot_view)
             if envelope is not None:
                 self.outbox.send(peer, Said(envelope))
+        entry = self.consensus.entry
+        if entry is not None and entry.view == view - 1:
+            self.outbox.send(peer, GaveUp(entry))
         proposal = self.outbox.has_signed("proposal", self.number, view)
         body = self._proposed_before(proposal) if proposal else None
         if proposal and body:
-            entry = self.consensus.entry
             if view == 0 or entry is not None:
                 self.outbox.send(peer, Proposed(proposal, body.header, body.attestations, entry))
         if view in self.timeouts:

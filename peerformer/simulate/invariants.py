@@ -60,6 +60,7 @@ class Invariants:
         self.chain_id = genesis.chain_id
         self.decided: dict[int, bytes] = {}  # round -> digest
         self.states: dict[int, bytes] = {}  # round -> state root
+        self.next_members: dict[int, bytes] = {}  # round -> their hash, as the round before says
         self.said: dict[tuple[bytes, tuple[str, int, int]], bytes] = {}
         self.gave_up: dict[tuple[bytes, int], int] = {}  # (peer, round) -> highest TIMEOUT said
         self.committed: dict[tuple[bytes, int], int] = {}  # (peer, round) -> highest COMMIT said
@@ -177,7 +178,10 @@ class Invariants:
         if self.decided.setdefault(number, digest) != digest:
             self.fail("one decision per round", f"two headers were decided for round {number}")
         self._check_certificate(item, digest)
+        if header.members_hash != self.next_members.get(number, header.members_hash):
+            self.fail("members follow", f"round {number} has others than the round before named")
         if first:
+            self.next_members[number + 1] = header.next_members_hash
             self.views[item.certificate.view] += 1
             self.view_of[number] = item.certificate.view
             self._reckon_voters(item, machine)

@@ -18,6 +18,7 @@ from peerformer.protocol.effects import Command
 from peerformer.protocol.membership import tolerated_faults
 from peerformer.simulate.host import Host, Replicas
 from peerformer.simulate.invariants import Violation
+from peerformer.simulate.schedules import Schedules
 from peerformer.simulate.toy import ToyReplicas
 from peerformer.simulate.world import LIMITS, World
 
@@ -25,7 +26,11 @@ SIZES = (4, 4, 4, 5, 5, 6, 7, 7, 8, 9, 10, 11, 12, 13)  # small worlds break soo
 TROUBLE_SECONDS = 45.0
 TRAIN_SECONDS = (0.3, 1.0, 2.5)  # of the fastest host: short rounds are many rounds
 AMBUSHES_MAX = 3
+PLAYED_SECONDS_MAX = 120.0  # a schedule that has begun is played to its end
 ABOUT_LOCKS = 0.25
+LIES_ABOUT_LOCKS = (("no-reproposal", "double-vote", "amnesia"), ("desert",))
+COMMITTEE_ROUNDS = 5  # then another is drawn
+DRAWN = 0.2  # share of the worlds in which not all voters vote
 STALE = 0.25  # share of the worlds in which peers train ahead of the vote
 SIZES_ABOUT_LOCKS = (4, 4, 4, 5, 7)
 SETTLE_SECONDS = 15.0  # reconnecting and noticing that the trouble is over
@@ -113,9 +118,16 @@ class Troubled:
         sizes = SIZES_ABOUT_LOCKS if self.about_locks else SIZES
         self.size = plan.peers or self.random.choice(sizes)
         self.counts: Counter[str] = Counter()
+        committee = self._committee()
+        self.faults = tolerated_faults(min(self.size, committee))  # of any committee drawn
         liars = self._liars()
         spares = self.random.choice((0, 0, 1, 2)) if plan.has("churn") else 0
-        limits = replace(LIMITS, staleness=self._staleness())
+        limits = replace(
+            LIMITS,
+            staleness=self._staleness(),
+            committee_size=committee,
+            committee_rounds=COMMITTEE_ROUNDS,
+        )
         self.world = World(
             seed,
             self.size,
@@ -127,8 +139,11 @@ class Troubled:
         self.founders = list(range(self.size))
         self.spares = list(range(self.size, self.size + spares))
         self.honest = [index for index in self.founders if index not in liars]
+        self.schedules: Schedules | None = None
+        if self.about_locks:
+            self.schedules = Schedules(self.world, Random(f"schedules {seed}"), self.honest)
         self.leaving: set[int] = set()
-        self.torn_left = tolerated_faults(self.size) - len(liars)
+        self.torn_left = self.faults - len(liars)
         self.healed = False
         self._schedule()
 
@@ -138,12 +153,21 @@ class Troubled:
             return self.plan.staleness
         return int(Random(f"staleness {self.seed}").random() < STALE)
 
+    def _committee(self) -> int:
+        """Above so many voters, so many vote; as much as in small swarms, in most worlds."""
+        random = Random(f"committee {self.seed}")
+        drawn = self.plan.kind == "mixed" and self.size > SIZES[0] and not self.about_locks
+        if self.plan.adversaries is None and drawn and random.random() < DRAWN:
+            return random.randint(SIZES[0], self.size - 1)
+        return LIMITS.committee_size
+
     def _liars(self) -> dict[int, tuple[str, ...]]:
-        faults = tolerated_faults(self.size)
+        faults = self.faults
         if self.plan.adversaries is not None:
             drawn = list(self.plan.adversaries)
         elif self.about_locks:
-            drawn = [("no-reproposal", "double-vote", "amnesia")] * faults
+            lies = Random(f"lies {self.seed}").choice(LIES_ABOUT_LOCKS)
+            drawn = [lies] * faults
         elif self.plan.has("liars"):
             number = self.random.choice((0, faults, faults, self.random.randint(0, faults)))
             drawn = [self._lies() for _ in range(number)]
@@ -203,8 +227,22 @@ class Troubled:
                         self._strike(host)
 
         watch.on_first_said = on_first_said
-        if self.plan.has("partitions") and (self.about_locks or random.random() < 0.3):
+        if self.schedules is not None:
+            self._play_schedules(self.schedules)
+        elif self.plan.has("partitions") and random.random() < 0.3:
             watch.on_first_decided = self._isolate
+
+    def _play_schedules(self, schedules: Schedules) -> None:
+        watch = self.world.invariants
+        strike = watch.on_first_said
+
+        def on_first_said(host: Host, kind: str) -> None:
+            strike(host, kind)
+            if not self.healed:
+                schedules.said(host, kind)
+
+        watch.on_first_said = on_first_said
+        watch.on_first_decided = lambda host: schedules.on_decided(host)
 
     def _strike(self, host: Host) -> None:
         if self.plan.has("crashes") and self.random.random() < 0.6:
@@ -337,8 +375,13 @@ class Troubled:
         decided, rounds = self.world.invariants.decided, self.plan.rounds
         if rounds is None:
             self.world.run(seconds=self.plan.trouble_seconds)
+            self.world.run(seconds=PLAYED_SECONDS_MAX, until=lambda: not self._plays())
         else:
             self.world.run(seconds=PATIENCE_SECONDS, until=lambda: len(decided) >= rounds)
+
+    def _plays(self) -> bool:
+        """Whether a schedule is in the middle of its trouble."""
+        return self.schedules is not None and self.schedules.stops is not None
 
     def _measure_last(self) -> None:
         """Wait until somebody holds the state of the newest round, if states are measured."""
@@ -348,6 +391,9 @@ class Troubled:
 
     def _heal(self) -> None:
         self.healed = True
+        if self.schedules is not None:
+            self.schedules.end()
+            self.counts["schedules"] += self.schedules.played
         self.world.network.heal()
         for host in self.world.hosts:
             host.disk.full = False
@@ -370,7 +416,7 @@ class Troubled:
             tips = [world.tip(host.index) for host in world.hosts]
             what = f"{tips} decided {PATIENCE_SECONDS:.0f} s after healing, wanted {goal} of {stay}"
             world.invariants.fail("what is honest goes on", what)
-        faults = tolerated_faults(self.size)
+        faults = self.faults
         for number in range(begun + 1, goal + 1):
             most = faults + 2 + (view if number == begun + 1 else 0)
             if world.invariants.view_of[number] > most:
