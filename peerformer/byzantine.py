@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from random import Random
 
+from peerformer.false_base import FalseBases
 from peerformer.peer import Peer
 from peerformer.protocol.certificates import assemble_timeouts
 from peerformer.protocol.codec import MalformedError
@@ -53,6 +54,7 @@ from peerformer.protocol.messages import (
     TimeoutCertificate,
     sign,
 )
+from peerformer.protocol.newcomer_packets import BaseOf
 from peerformer.protocol.selection import contributions_needed, select
 
 ATTACKS = {
@@ -75,6 +77,7 @@ ATTACKS = {
     "withhold-blob": "never serves what it committed to",
     "half-serve": "serves what it committed to to some only",
     "bad-state": "serves a false state to whoever catches up",
+    "false-base": "sends newcomers a chain that only the liar signed, or a base with a false word",
     "lying-scorer": "says that its friends' contributions do good, and all others harm",
     "false-ok": "attests that contributions decode which do not",
     "false-evidence": "accuses others with statements they never signed",
@@ -126,6 +129,7 @@ class Byzantine:
         self.others: dict[bytes, HeaderBody | None] = {}  # digest -> the second header
         self.voted: set[tuple[int, int, bytes]] = set()
         self.gave_up = False  # a view of this round, before the event at hand
+        self.false_bases = FalseBases(random)
 
     @property
     def lies(self) -> bool:
@@ -188,6 +192,10 @@ class Byzantine:
         if silent or ("desert" in self.attacks and self._deserts(packet)):
             self.plot.acts += 1
             return []
+        if "false-base" in self.attacks and isinstance(packet, BaseOf | Headers):
+            self.plot.acts += 1
+            told = self.false_bases.told(self.machine, effect.peer, packet)
+            return [replace(effect, packet=told)]
         if not mine:
             return [effect]
         assert envelope is not None

@@ -229,6 +229,20 @@ class SyncFinished(_Record, frozen=True):
     seconds: float
 
 
+class CheckpointReached(_Record, frozen=True):
+    """The chain up to an invitation's checkpoint holds; its headers begin after `from_round`."""
+
+    round: int
+    from_round: int
+
+
+class CheckpointAwaited(_Record, frozen=True):
+    """A newcomer has an invitation, and nobody yet who can serve its checkpoint; why."""
+
+    round: int
+    reason: str
+
+
 class Misbehaved(_Record, frozen=True):
     """A peer sent what an honest one does not; `count` such in all."""
 
@@ -299,6 +313,8 @@ Event = (
     | PeerDisconnected
     | SyncStarted
     | SyncFinished
+    | CheckpointReached
+    | CheckpointAwaited
     | Misbehaved
     | ForkSeen
     | NodeStarted

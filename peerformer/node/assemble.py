@@ -31,11 +31,12 @@ from peerformer.node.keyring import load_or_create_key
 from peerformer.node.node import Node
 from peerformer.node.transport import Transport
 from peerformer.peer import Peer
+from peerformer.protocol.checkpoint import HEADER_PREFIX
 from peerformer.protocol.codec import MalformedError, decode
 from peerformer.protocol.effects import Report
 from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.identity import KeyPair
-from peerformer.protocol.machine import HEADER_PREFIX, Machine
+from peerformer.protocol.machine import Machine
 from peerformer.protocol.membership import GUEST, VOTER
 from peerformer.protocol.merkle import chunk_key, state_root
 from peerformer.protocol.messages import Certified

@@ -20,12 +20,11 @@ from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.identity import name_of
 from peerformer.protocol.messages import (
     PROTOCOL_VERSION,
-    AskGenesis,
-    GenesisBytes,
     Hello,
     pack,
     unpack,
 )
+from peerformer.protocol.newcomer_packets import AskGenesis, GenesisBytes
 
 ANSWER_SECONDS_MAX = 20.0
 

@@ -20,8 +20,8 @@ from blake3 import blake3
 from peerformer.errors import DataError
 from peerformer.node.directory import PeerDirectory, SwarmDirectory
 from peerformer.node.journal import DATABASE
+from peerformer.protocol.checkpoint import HEADER_PREFIX
 from peerformer.protocol.codec import MalformedError, decode
-from peerformer.protocol.machine import HEADER_PREFIX
 from peerformer.protocol.merkle import MerkleTree
 from peerformer.protocol.messages import PACKET_SIZE_MAX, Certified
 

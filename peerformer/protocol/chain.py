@@ -8,8 +8,10 @@ concern.
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from peerformer.protocol.certificates import decided_fault
+from peerformer.protocol.codec import U64, Hash, encode
 from peerformer.protocol.genesis import Genesis, Limits
 from peerformer.protocol.identity import hash_of, reveals
 from peerformer.protocol.membership import (
@@ -31,19 +33,43 @@ from peerformer.protocol.messages import (
     Header,
     Operation,
 )
+from peerformer.protocol.newcomer_packets import BASE_SIZE_MAX
 from peerformer.protocol.operations import operations_fault
 
 Succeed = Callable[[Members, Header, Limits], Members]
 MEMBERS_KEPT = 64  # member sets of recent rounds, to check a late certificate against
+BASES_KEPT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A decided round, and all that the headers after it need: a chain may begin here.
+
+    Nothing in it proves itself. What vouches for it is the caller's concern; see `checkpoint`.
+    """
+
+    round: U64
+    members: Members  # of the round after it
+    head: Hash  # digest of its header
+    beacon: Hash
+    state_root: Hash
+
+
+def first_base(genesis: Genesis) -> Base:
+    """Return where a chain begins that nobody vouches for: the genesis, which is round 0."""
+    chain_id = genesis.chain_id
+    return Base(0, founders(genesis), chain_id, first_beacon(genesis), genesis.state_root)
 
 
 class Chain:
-    """The certified headers from round 1 on, and what follows from them."""
+    """The certified headers after a base, the genesis or a later one, and what follows."""
 
     succeed: Succeed
     genesis: Genesis
     chain_id: bytes
-    items: list[Certified]
+    base: Base
+    bases: list[Base]  # the newest, oldest first: here others may begin
+    items: list[Certified]  # of the rounds after the base
     members: Members  # of round tip + 1
     past_members: dict[int, Members]
     head: bytes  # digest of the newest header
@@ -51,8 +77,10 @@ class Chain:
     state_root: bytes
     admitted: list[tuple[int, tuple[bytes, ...]]]  # lately: round, and who vouched
 
-    def __init__(self, genesis: Genesis, succeed: Succeed = next_members) -> None:
-        """Start at the genesis, which is round 0.
+    def __init__(
+        self, genesis: Genesis, succeed: Succeed = next_members, base: Base | None = None
+    ) -> None:
+        """Start at the genesis, which is round 0, or at a base that the caller believes.
 
         `succeed` is `next_members`, or that with a memory: in a world of a thousand peers all
         reckon the same members.
@@ -60,27 +88,40 @@ class Chain:
         self.succeed = succeed
         self.genesis = genesis
         self.chain_id = genesis.chain_id
+        self.base = base or first_base(genesis)
+        self.bases = [self.base]
         self.items = []
-        self.members = founders(genesis)
+        self.members = self.base.members
         self.past_members = {}
-        self.head = self.chain_id
-        self.beacon = first_beacon(genesis)
-        self.state_root = genesis.state_root
+        self.head = self.base.head
+        self.beacon = self.base.beacon
+        self.state_root = self.base.state_root
         self.admitted = []
 
     @property
     def tip(self) -> int:
         """The newest decided round."""
-        return len(self.items)
+        return self.base.round + len(self.items)
 
     def item(self, round_number: int) -> Certified | None:
-        """Return a decided round."""
-        return self.items[round_number - 1] if 1 <= round_number <= self.tip else None
+        """Return a decided round after the base."""
+        place = round_number - self.base.round - 1
+        return self.items[place] if 0 <= place < len(self.items) else None
 
     def beacon_of(self, round_number: int) -> bytes:
-        """Return the beacon of a decided round; 0 and before, that of the genesis."""
+        """Return the beacon of a decided round; of the base and before, that of the base."""
         item = self.item(round_number)
-        return item.header.beacon if item is not None else hash_of("beacon", self.chain_id)
+        return item.header.beacon if item is not None else self.base.beacon
+
+    def base_for(self, round_number: int) -> Base | None:
+        """Return the newest base for whoever trusts a decided round, or None if there is none.
+
+        It is an epoch older, so that the headers in between tell who was admitted lately.
+        """
+        if self.item(round_number) is None:
+            return None
+        far = [base for base in self.bases if is_far_enough(base.round, round_number)]
+        return far[-1] if far else None
 
     def next_beacon(self, reveal: bytes) -> bytes:
         """Return the beacon that a reveal leads to."""
@@ -161,7 +202,14 @@ class Chain:
         self.head = header.digest
         self.state_root = header.state_root
         self.items.append(item)
+        if header.round % EPOCH_ROUNDS == 0:
+            self._note_base()
         return None
+
+    def _note_base(self) -> None:
+        base = Base(self.tip, self.members, self.head, self.beacon, self.state_root)
+        if len(encode(base)) <= BASE_SIZE_MAX:
+            self.bases = [*self.bases, base][-BASES_KEPT:]
 
     def contradicts(self, item: Certified) -> bool:
         """Tell whether this is a valid certificate for another header of a decided round."""
@@ -184,6 +232,11 @@ class Chain:
         before = self.past_members[header.round].voters
         live = tuple(p for p in peers_of(before, header.attesters) or () if p in set(voters))
         return live if len(live) >= quorum(len(voters)) else voters
+
+
+def is_far_enough(base_round: int, round_number: int) -> bool:
+    """Tell whether a chain that begins at a base knows the quotas of the round after another."""
+    return base_round == 0 or base_round + EPOCH_ROUNDS <= round_number
 
 
 def lone_header_fault(

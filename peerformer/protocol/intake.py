@@ -15,7 +15,6 @@ from peerformer.protocol.identity import name_of
 from peerformer.protocol.membership import peers_of
 from peerformer.protocol.messages import (
     STATEMENTS,
-    AskGenesis,
     AskHeaders,
     AskPeers,
     AskProposed,
@@ -26,7 +25,6 @@ from peerformer.protocol.messages import (
     Contribution,
     Envelope,
     GaveUp,
-    GenesisBytes,
     HeaderBody,
     Headers,
     Hello,
@@ -45,6 +43,7 @@ from peerformer.protocol.messages import (
     TimeoutCertificate,
     is_genuine,
 )
+from peerformer.protocol.newcomer_packets import AskBase, AskGenesis, BaseOf, GenesisBytes
 from peerformer.protocol.rates import RATES
 from peerformer.protocol.selection import attestation_fault
 
@@ -166,8 +165,10 @@ def _aside(machine: "Machine", peer: bytes, packet: Packet) -> str | None:
             return forged[0] if forged else None
         case Requested(operation):
             return machine.requests.on_requested(peer, operation)
-        case GenesisBytes():
-            return None
+        case AskBase(number):
+            machine.sync.answer_base(peer, number)
+        case GenesisBytes() | BaseOf():
+            return None  # an answer that came late
         case _:
             return "a statement that no round takes"
     return None

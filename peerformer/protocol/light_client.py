@@ -19,11 +19,11 @@ from typing import Annotated, Any
 
 from peerformer.protocol.certificates import decided_fault
 from peerformer.protocol.chain import Chain, lone_header_fault
+from peerformer.protocol.checkpoint import header_key
 from peerformer.protocol.codec import U64, Hash, MalformedError, Many, OneOf, decode
 from peerformer.protocol.conduct import accused_of, culprit_of, describe, exhibit_of, is_exhibit
 from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.json_form import from_json, to_json
-from peerformer.protocol.machine import header_key
 from peerformer.protocol.membership import Members, peers_of, tolerated_faults
 from peerformer.protocol.messages import (
     OPERATIONS_MAX,

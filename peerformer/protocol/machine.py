@@ -13,6 +13,7 @@ from peerformer.protocol import intake, reports
 from peerformer.protocol.anchors import is_of_book
 from peerformer.protocol.ballot import Ballot
 from peerformer.protocol.chain import Chain, Succeed
+from peerformer.protocol.checkpoint import HEADER_PREFIX, header_key, stored_base
 from peerformer.protocol.codec import MalformedError, decode, encode
 from peerformer.protocol.collection import Collection
 from peerformer.protocol.committee import fingers
@@ -57,13 +58,7 @@ from peerformer.protocol.trials import Trials
 TICK_SECONDS = 1.0
 REPEAT_SECONDS = 5.0
 LEDGER_ROUNDS = 2  # statements of so many rounds are kept to compare with
-HEADER_PREFIX = "header/"
 ROUND_PREFIX = "round/"
-
-
-def header_key(number: int) -> str:
-    """Return the record key of a decided round."""
-    return f"{HEADER_PREFIX}{number:012d}"
 
 
 class Machine:
@@ -132,7 +127,8 @@ class Machine:
         self.unpack = unpack
         self.keys = KeyPair.from_seed(seed)
         self.genesis = genesis
-        self.chain = Chain(genesis, succeed)
+        self._records = dict(records or {})
+        self.chain = Chain(genesis, succeed, stored_base(self._records))
         self.outbox = Outbox(self.keys, self.chain.chain_id)
         self.hash_chain = hash_chain or HashChain.from_seed(seed)
         limits = genesis.limits
@@ -153,7 +149,6 @@ class Machine:
         self.forked = None
         self.paused = False
         self.relayed = {}
-        self._records = dict(records or {})
         self._restore_chain(state_round)
         self.neighbourhood.restore(self._records)
         self._begin_round()
@@ -486,8 +481,3 @@ class Machine:
         slots = {k: v for k, v in self._records.items() if not k.startswith(HEADER_PREFIX)}
         self.outbox.restore(slots)
         self.outbox.forget_rounds_before(self.chain.tip + 1)
-
-    @property
-    def head_digest(self) -> bytes:
-        """The digest of the newest decided header."""
-        return self.chain.items[-1].header.digest if self.chain.items else self.chain.chain_id

@@ -27,6 +27,7 @@ from peerformer.protocol.codec import (
     encode,
 )
 from peerformer.protocol.identity import KeyPair, hash_of, verify
+from peerformer.protocol.newcomer_packets import AskBase, AskGenesis, BaseOf, GenesisBytes
 
 PROTOCOL_VERSION = 1
 SIGNING_TAG = b"peerformer statement 1"
@@ -464,23 +465,10 @@ class Requested:
     operation: Operation
 
 
-@dataclass(frozen=True, slots=True)
-class AskGenesis:
-    """Please send the genesis; a newcomer knows only an address."""
-
-    nonce: U8
-
-
-@dataclass(frozen=True, slots=True)
-class GenesisBytes:
-    """The genesis, canonical; its hash is the chain id."""
-
-    data: Annotated[bytes, AtMost(RECIPE_SIZE_MAX + 64 * MEMBERS_MAX + 4_096)]
-
-
 Packet = (
     Said | Proposed | TimedOut | Prepared | GaveUp | Certified | Hello | AskHeaders | Headers
     | AskProposed | HeaderBody | AskSaid | AskPeers | Peers | Requested | AskGenesis | GenesisBytes
+    | AskBase | BaseOf
 )  # fmt: skip
 PACKETS: tuple[type, ...] = get_args(Packet)  # a packet's kind is its place here
 

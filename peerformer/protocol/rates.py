@@ -9,7 +9,6 @@ forgotten with the connection; how many connections a peer may open is the trans
 from dataclasses import dataclass, field
 
 from peerformer.protocol.messages import (
-    AskGenesis,
     AskHeaders,
     AskPeers,
     AskProposed,
@@ -18,6 +17,7 @@ from peerformer.protocol.messages import (
     Packet,
     Peers,
 )
+from peerformer.protocol.newcomer_packets import AskBase, AskGenesis
 
 GROSS_FACTOR = 10.0  # duplicates and clocks double a rate; no accident makes ten times of it
 
@@ -35,6 +35,8 @@ RATES: dict[type, Rate] = {
     Hello: Rate(burst=8, per_second=1.0),
     # A newcomer asks once. The answer may have 128 KiB, and whoever asks has shown nothing yet.
     AskGenesis: Rate(burst=3, per_second=0.1),
+    # A newcomer asks once, and again every two seconds without an answer, which may have 3 MiB.
+    AskBase: Rate(burst=3, per_second=0.5),
     # Asked again after a second without an answer (sync.ASK_SECONDS). Going on where the last
     # answer ended is not counted: a peer that catches up asks as fast as it can verify.
     AskHeaders: Rate(burst=4, per_second=1.0),

@@ -16,6 +16,7 @@ from peerformer.protocol.effects import Adopt, Applied, Apply, FetchState
 from peerformer.protocol.identity import hash_of
 from peerformer.protocol.membership import peers_of
 from peerformer.protocol.messages import HEADERS_MAX, AskHeaders, Certified, Headers
+from peerformer.protocol.newcomer_packets import BaseOf
 from peerformer.protocol.outbox import Outbox
 from peerformer.protocol.refusals import NORM
 
@@ -108,8 +109,15 @@ class Sync:
         return self.given.get(peer, 0) < first_round <= self.chain.tip
 
     def answer(self, peer: bytes, first_round: int) -> None:
-        """Send a peer certified headers from a round on."""
-        start = max(first_round, 1) - 1
+        """Send a peer certified headers from a round on.
+
+        Whoever lacks headers before my base gets none: they would not follow from what it has.
+        """
+        start = first_round - self.chain.base.round - 1
+        if start < 0:
+            start = (
+                0 if self.claims.get(peer, 0) >= self.chain.base.round else len(self.chain.items)
+            )
         items: list[Certified] = []
         size_bytes = 0
         for item in self.chain.items[start : start + HEADERS_MAX]:
@@ -119,6 +127,11 @@ class Sync:
             items.append(item)
             self.given[peer] = max(item.header.round, self.given.get(peer, 0))
         self.outbox.send(peer, Headers(tuple(items), self.chain.tip))
+
+    def answer_base(self, peer: bytes, round_number: int) -> None:
+        """Send a peer the base for a checkpoint's round, or word that there is none here."""
+        base = self.chain.base_for(round_number)
+        self.outbox.send(peer, BaseOf(round_number, encode(base) if base else b""))
 
     def help(self, peer: bytes, number: int, now: float) -> None:
         """R9: answer a message of an older round with what was decided since, not too often."""

@@ -5,8 +5,9 @@ the peers agree on (members, evictions, refusals) is looked up with every honest
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
-from peerformer.events import Misbehaved, SyncFinished
+from peerformer.events import CheckpointAwaited, Misbehaved, SyncFinished
 from peerformer.protocol.conduct import describe
 from peerformer.protocol.machine import Machine
 from peerformer.protocol.membership import Member, subject_of
@@ -171,17 +172,22 @@ def blamed(stage: Stage, peer: int, peers: Peers, words: str) -> str | None:
 
 def same_state(stage: Stage, peers: Peers) -> str | None:
     """Each holds, byte for byte, the state that the newest round or the one before it names."""
-    items = _decided(stage)
+    tip = stage.tip()
     for peer in peers:
         participant = stage.world.hosts[peer].peer
         if participant is None:
             return f"{peer} is down"
         number, state = stage.world.replicas.state_of(participant.bench)
-        if number < max(1, len(items) - 1):
-            return f"{peer} is at round {number} of {len(items)}"
-        if state_root(state) != items[number - 1].header.state_root:
-            return f"{peer} differs in round {number}"
+        if number < max(1, tip - 1):
+            return f"{peer} is at round {number} of {tip}"
+        fault = _of_round(stage, number, partial(_differs, state_root(state)))
+        if fault:
+            return f"{peer} {fault} in round {number}"
     return None
+
+
+def _differs(root: bytes, item: Certified) -> str | None:
+    return None if item.header.state_root == root else "differs"
 
 
 def caught_up(stage: Stage, peer: int) -> str | None:
@@ -191,6 +197,24 @@ def caught_up(stage: Stage, peer: int) -> str | None:
         return "it is down"
     number = min(machine.chain.tip, machine.sync.state_round)
     return None if number >= tip - 1 else f"its state is of round {number}, others are at {tip}"
+
+
+def begins(stage: Stage, peer: int, number: int) -> str | None:
+    """This peer's chain begins after a round."""
+    machine = stage.machine(peer)
+    if machine is None:
+        return "it has no chain"
+    base = machine.chain.base.round
+    return None if base == number else f"it begins after round {base}"
+
+
+def awaits_checkpoint(stage: Stage, peer: int, words: str) -> str | None:
+    """This peer has no chain yet, and its last report of that contains these words."""
+    host = stage.world.hosts[peer]
+    if host.anchoring is None:
+        return "it is up with a chain" if host.peer else "it is down"
+    seen = [r.reason for r in host.reports if isinstance(r, CheckpointAwaited)]
+    return None if seen and words in seen[-1] else _instead(seen, "it did not say so")
 
 
 def fetched_state(stage: Stage, peer: int) -> str | None:
@@ -241,6 +265,8 @@ EXPECTATIONS: dict[str, Callable[..., str | None]] = {
     "blamed PEER by PEERS: WORDS": blamed,
     "same state PEERS": same_state,
     "caught up PEER": caught_up,
+    "begins PEER after round N": begins,
+    "awaits its checkpoint PEER: WORDS": awaits_checkpoint,
     "fetched state PEER": fetched_state,
     "retired PEER": retired,
     "down PEERS": down,
@@ -263,8 +289,9 @@ def _decided(stage: Stage) -> list[Certified]:
 
 
 def _of_round(stage: Stage, number: int, judge: Callable[[Certified], str | None]) -> str | None:
-    items = _decided(stage)
-    return judge(items[number - 1]) if len(items) >= number else "it is not decided"
+    found = (machine.chain.item(number) for _, machine in _machines(stage))
+    item = next(filter(None, found), None)
+    return judge(item) if item is not None else "it is not decided"
 
 
 def _evictions(stage: Stage) -> Iterator[tuple[int, str]]:

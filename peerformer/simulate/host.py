@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 from peerformer import events
 from peerformer.peer import Participant
+from peerformer.protocol.anchoring import Anchoring
+from peerformer.protocol.checkpoint import Checkpoint
 from peerformer.protocol.effects import Train
 from peerformer.protocol.identity import HashChain, KeyPair
 from peerformer.protocol.machine import Machine
@@ -87,6 +89,8 @@ class Host:
     chain: HashChain
     attacks: tuple[str, ...] = ()
     role: int = VOTER  # the one it asks for
+    checkpoint: Checkpoint | None = None  # of the invitation with which it comes
+    anchoring: Anchoring | None = None  # it is up, and on the way to its checkpoint
     disk: Disk = field(default_factory=Disk)
     snapshot: tuple[int, bytes] | None = None  # the newest state saved, and its round
     snapshot_every: int = 1
@@ -120,6 +124,11 @@ class Host:
     def honest(self) -> bool:
         """Whether it keeps to the protocol."""
         return not self.attacks
+
+    @property
+    def up(self) -> bool:
+        """Whether it runs, as a peer or on the way to become one."""
+        return self.peer is not None or self.anchoring is not None
 
     @property
     def machine(self) -> Machine | None:

@@ -156,9 +156,10 @@ class Invariants:
         if machine.forked:
             self.fail("one decision per round", f"host {host.index} saw a fork")
         self._check_lock(host, machine)
-        seen = self._seen_tip.get((host.index, host.life), 0)
-        for number in range(seen + 1, machine.chain.tip + 1):
-            self._check_decided(host, machine, machine.chain.items[number - 1])
+        chain = machine.chain
+        seen = self._seen_tip.get((host.index, host.life), chain.base.round)
+        for item in chain.items[seen - chain.base.round :]:
+            self._check_decided(host, machine, item)
         if machine.chain.tip != seen:
             self._seen_tip[host.index, host.life] = machine.chain.tip
             self._check_bounds(host, machine)

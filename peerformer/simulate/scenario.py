@@ -33,6 +33,8 @@ What happens; a KIND is contribution, attestation, proposal, prepare, commit or 
     crash PEER after KIND               all have been told
     boot PEERS                          start from their disks, with room on them
     join PEERS                          start spares, which ask to be admitted
+    join PEERS on an invitation of PEER to the newest round that this peer decided
+    join PEERS on an invitation to another chain
     leave PEER                          tell it to leave
     sleep PEER SECONDS s                nothing runs on it for so long
     clock PEER SECONDS s                its clock jumps ahead
@@ -70,6 +72,8 @@ What is expected; KIND as above, WORDS to the end of the line:
     blamed PEER by PEERS: WORDS         they noticed it sending what is false
     same state PEERS                    the agreed one byte for byte, at most one round old
     caught up PEER                      at most one round behind, its state installed
+    begins PEER after round N           its chain; 0 is the genesis
+    awaits its checkpoint PEER: WORDS   it has no chain yet, and says why
     fetched state PEER                  proven chunk by chunk, at some time
     retired PEER                        its key must not vote any more
     down PEERS

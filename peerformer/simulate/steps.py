@@ -6,7 +6,9 @@ their meaning in `scenario`.
 
 from collections.abc import Callable
 
+from peerformer.protocol.checkpoint import Checkpoint, newest_checkpoint
 from peerformer.protocol.effects import Command
+from peerformer.protocol.identity import hash_of
 from peerformer.simulate.stage import Cue, Hold, Stage
 
 Peers = tuple[int, ...]
@@ -100,6 +102,26 @@ def boot(stage: Stage, peers: Peers) -> None:
         stage.world.boot(peer)
 
 
+def join_from(stage: Stage, peers: Peers, inviter: int) -> str | None:
+    """Start spares with an invitation of a peer to the newest round that it decided."""
+    machine = stage.machine(inviter)
+    if machine is None or not machine.chain.tip:
+        return "it has decided no round that it could name"
+    for peer in peers:
+        stage.world.hosts[peer].checkpoint = newest_checkpoint(machine.chain)
+    boot(stage, peers)
+    return None
+
+
+def join_elsewhere(stage: Stage, peers: Peers) -> None:
+    """Start spares with an invitation to the newest round of another chain."""
+    for peer in peers:
+        members_hash = hash_of("members of another chain")
+        elsewhere = Checkpoint(stage.tip(), hash_of("header of another chain"), members_hash)
+        stage.world.hosts[peer].checkpoint = elsewhere
+    boot(stage, peers)
+
+
 def tear(stage: Stage, peer: int) -> None:
     """Kill a peer and make its disk unreadable."""
     stage.world.crash(peer)
@@ -153,6 +175,8 @@ STEPS: dict[str, Callable[..., str | None]] = {
     "crash PEER after KIND": on_cue("after"),
     "boot PEERS": boot,
     "join PEERS": boot,
+    "join PEERS on an invitation of PEER": join_from,
+    "join PEERS on an invitation to another chain": join_elsewhere,
     "leave PEER": lambda stage, peer: stage.world.command(peer, Command("leave")),
     "sleep PEER SECONDS s": lambda stage, peer, seconds: stage.world.freeze(peer, seconds),
     "clock PEER SECONDS s": lambda stage, peer, seconds: stage.world.freeze(

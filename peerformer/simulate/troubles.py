@@ -14,6 +14,7 @@ from random import Random
 
 from peerformer.byzantine import ATTACKS
 from peerformer.errors import ConfigError
+from peerformer.protocol.checkpoint import newest_checkpoint
 from peerformer.protocol.effects import Command
 from peerformer.protocol.membership import tolerated_faults
 from peerformer.simulate.host import Host, Replicas
@@ -33,10 +34,14 @@ COMMITTEE_ROUNDS = 5  # then another is drawn
 DRAWN = 0.2  # share of the worlds in which not all voters vote
 STALE = 0.25  # share of the worlds in which peers train ahead of the vote
 SIZES_ABOUT_LOCKS = (4, 4, 4, 5, 7)
+WATCH_SECONDS = 5.0
 SETTLE_SECONDS = 15.0  # reconnecting and noticing that the trouble is over
 PATIENCE_SECONDS = 600.0
 ROUNDS_AFTER = 2  # to be decided once the trouble is over
 LIARS_TOLD = (*ATTACKS, "poison")
+FALSE_BASE = "false-base"  # told where somebody comes with an invitation
+LIES_DRAWN = tuple(name for name in LIARS_TOLD if name != FALSE_BASE)
+INVITED = 0.5  # share of the spares that come later, with an invitation
 WORLDS = {
     "mixed": "everything at once (the default)",
     "calm": "nothing but delay: what a good day costs",
@@ -143,6 +148,7 @@ class Troubled:
         if self.about_locks:
             self.schedules = Schedules(self.world, Random(f"schedules {seed}"), self.honest)
         self.leaving: set[int] = set()
+        self.invited = self._invite()
         self.torn_left = self.faults - len(liars)
         self.healed = False
         self._schedule()
@@ -176,10 +182,37 @@ class Troubled:
         chosen = self.random.sample(range(self.size), min(len(drawn), self.size))
         return dict(zip(chosen, drawn, strict=False))
 
+    def _invite(self) -> set[int]:
+        """Let some spares come later, with a checkpoint; a liar has a false base for them.
+
+        A random number generator of its own: other worlds stay what they are.
+        """
+        random = Random(f"invited {self.seed}")
+        invited = {index for index in self.spares if random.random() < INVITED}
+        for index in invited:
+            moment = random.random() * self.plan.trouble_seconds
+            self.world.at(moment, partial(self._come, index, random))
+        liars = [host for host in self.world.hosts if host.attacks]
+        if invited and liars:
+            random.choice(liars).attacks += (FALSE_BASE,)
+        return invited
+
+    def _come(self, index: int, random: Random) -> None:
+        """Start a spare with the newest round of some honest peer as its checkpoint."""
+        machines = [host.machine for host in self.world.honest() if host.machine is not None]
+        chains = [machine.chain for machine in machines if machine.chain.tip]
+        if not chains:
+            self.world.at(WATCH_SECONDS, partial(self._come, index, random))
+            return
+        self.counts["invitations"] += 1
+        self.invited.discard(index)
+        self.world.hosts[index].checkpoint = newest_checkpoint(random.choice(chains))
+        self.world.boot(index)
+
     def _lies(self) -> tuple[str, ...]:
         if self.random.random() < 0.4:  # what belongs together
             return ("split", "double-vote", *self.random.sample(["amnesia", "no-reproposal"], 1))
-        return tuple(self.random.sample(LIARS_TOLD, self.random.randint(1, 3)))
+        return tuple(self.random.sample(LIES_DRAWN, self.random.randint(1, 3)))
 
     # --- scheduling ----------------------------------------------------------------------------
 
@@ -206,7 +239,7 @@ class Troubled:
             self._lie_in_wait()
         fastest = random.choice(TRAIN_SECONDS)
         self.world.works.train_seconds = lambda _: fastest * (1 + self.world.random.random() / 2)
-        self.world.at(5.0, self._watch)
+        self.world.at(WATCH_SECONDS, self._watch)
 
     def _lie_in_wait(self) -> None:
         """Strike at the worst moment: just after somebody voted, gave up, or decided first."""
@@ -334,9 +367,9 @@ class Troubled:
     def _watch(self) -> None:
         """Somebody looks after every machine now and then."""
         for host in self.world.hosts:
-            if host.peer is None and not host.disk.full:
+            if not host.up and not host.disk.full and host.index not in self.invited:
                 self.world.boot(host.index)
-        self.world.at(5.0, self._watch)
+        self.world.at(WATCH_SECONDS, self._watch)
 
     # --- running -------------------------------------------------------------------------------
 
@@ -351,10 +384,13 @@ class Troubled:
         outcome = Outcome(self.seed)
         world = self.world
         try:
-            world.start()
+            for host in world.hosts:
+                if host.index not in self.invited:
+                    world.boot(host.index)
             self._suffer()
             self._heal()
             self._go_on()
+            self._arrive()
             self._measure_last()
         except Violation as violation:
             outcome.violation = violation
@@ -422,6 +458,17 @@ class Troubled:
             if world.invariants.view_of[number] > most:
                 what = f"round {number} took view {world.invariants.view_of[number]}, f = {faults}"
                 world.invariants.fail("decided within f + 2 views", what)
+
+    def _arrive(self) -> None:
+        """Whoever came with an invitation has a chain that begins where it says."""
+        world = self.world
+
+        def lost() -> list[int]:
+            return [host.index for host in world.honest() if host.anchoring is not None]
+
+        if not world.run(seconds=PATIENCE_SECONDS, until=lambda: not lost()):
+            what = f"{lost()} have no chain {PATIENCE_SECONDS:.0f} s after healing"
+            world.invariants.fail("an invitation leads to its checkpoint", what)
 
     def _view(self, index: int, number: int) -> int:
         machine = self.world.hosts[index].machine

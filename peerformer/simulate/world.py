@@ -16,7 +16,10 @@ from random import Random
 from peerformer.adversary import corrupt
 from peerformer.byzantine import Byzantine, Plot
 from peerformer.peer import Participant, Peer
+from peerformer.protocol.anchoring import Anchoring
 from peerformer.protocol.chain import Succeed
+from peerformer.protocol.checkpoint import HEADER_PREFIX
+from peerformer.protocol.codec import MalformedError
 from peerformer.protocol.effects import (
     Command,
     Connected,
@@ -151,30 +154,46 @@ class World:
         if host.disk.torn or host.retired:
             host.retired = True  # what the node does: this key must not vote any more
             return
-        poisons = "poison" in host.attacks
-        bench = self.replicas.bench(host.me, host.life, poisons=poisons)
-        number, state = host.snapshot or (0, self.replicas.first_state())
-        if number:
-            assert bench.install(number, state_root(state), state)
-        machine = Machine(
-            self.genesis,
-            host.seed,
-            hash_chain=host.chain,
-            addresses=() if self._links else (f"host-{index}:1",),
-            records=host.disk.load(),
-            state_round=number,
-            role=host.role,
-            unpack=self._unpack,
-            succeed=self.succeed,
-            now=self.now + host.clock_offset,
-        )
-        host.peer = self._participant(host, Peer(machine, bench, host.blobs))
-        host.busy_until, host.training = self.now, None
+        anchored = any(key.startswith(HEADER_PREFIX) for key in host.disk.records)
+        if host.checkpoint is not None and not anchored:
+            host.anchoring = Anchoring(self.genesis, host.checkpoint, self.succeed)
+        else:
+            self._make_peer(host)
         self._note(host, "starts")
         self.event(host, Command("start"))
         near = self._links(self, host) if self._links else range(len(self.hosts))
         for other in near:
             self.link(host, self.hosts[other])
+
+    def _make_peer(self, host: Host) -> None:
+        poisons = "poison" in host.attacks
+        bench = self.replicas.bench(host.me, host.life, poisons=poisons)
+        number, state = host.snapshot or (0, self.replicas.first_state())
+        if number:
+            assert bench.install(number, state_root(state), state)
+        try:
+            machine = Machine(
+                self.genesis,
+                host.seed,
+                hash_chain=host.chain,
+                addresses=() if self._links else (f"host-{host.index}:1",),
+                records=host.disk.load(),
+                state_round=number,
+                role=host.role,
+                unpack=self._unpack,
+                succeed=self.succeed,
+                now=self.now + host.clock_offset,
+            )
+        except MalformedError as error:
+            what = f"host {host.index}: {error}"
+            raise Violation(self.seed, "a peer can read what it wrote", what) from error
+        host.peer = self._participant(host, Peer(machine, bench, host.blobs))
+        host.busy_until, host.training = self.now, None
+
+    def _anchored(self, host: Host) -> None:
+        """Start a host as a peer, now that its chain is on its disk."""
+        self._stop(host)
+        self.boot(host.index)
 
     def _participant(self, host: Host, peer: Peer) -> Participant:
         for name in ("sign-flip", "garbage"):
@@ -188,7 +207,7 @@ class World:
     def link(self, one: Host, other: Host) -> None:
         """Connect two hosts that are up, unless they are; twins never meet."""
         apart = one.me != other.me and other.index not in one.links
-        if one.peer is not None and other.peer is not None and apart:
+        if one.up and other.up and apart:
             self._link(one, other)
 
     def _link(self, one: Host, other: Host) -> None:
@@ -200,11 +219,14 @@ class World:
     def crash(self, index: int) -> None:
         """Kill a host: what was persisted stays, all else is gone."""
         host = self.hosts[index]
-        if host.peer is None:
+        if not host.up:
             return
         self._note(host, "crashes")
         self.crashes += 1
-        host.peer, host.life = None, host.life + 1
+        self._stop(host)
+
+    def _stop(self, host: Host) -> None:
+        host.peer, host.anchoring, host.life = None, None, host.life + 1
         host.effects_until_crash = None
         host.timers.clear()
         host.blobs.lose_fleeting()
@@ -215,7 +237,7 @@ class World:
         one.links.discard(other.index)
         other.links.discard(one.index)
         for side, gone in ((one, other), (other, one)):
-            if side.peer is not None:
+            if side.up:
                 self.soon(side, Disconnected(gone.me))
 
     def command(self, index: int, command: Command) -> None:
@@ -263,7 +285,7 @@ class World:
 
     def event(self, host: Host, event: Event) -> None:
         """Let something happen to a host, and carry out what it orders."""
-        if host.peer is None:
+        if not host.up:
             return
         if self.now < host.frozen_until:
             self.soon(host, event, host.frozen_until - self.now)
@@ -283,11 +305,14 @@ class World:
             if host.life != life:
                 return  # crashed in the middle: the rest was never carried out
         self.invariants.after_event(host)
+        if host.anchoring is not None and host.anchoring.chain is not None:
+            self._anchored(host)
 
     def _effects(self, host: Host, event: Event) -> list[Effect]:
-        assert host.peer is not None
+        handler = host.anchoring or host.peer
+        assert handler is not None
         try:
-            return host.peer.handle(event, self.now + host.clock_offset)
+            return handler.handle(event, self.now + host.clock_offset)
         except Exception as error:
             if self.debugging:
                 raise

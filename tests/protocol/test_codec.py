@@ -16,13 +16,13 @@ from peerformer.protocol.messages import (
     Attestation,
     Bitmap,
     Envelope,
-    GenesisBytes,
     Headers,
     Hello,
     Peers,
     QuorumCertificate,
     unpack,
 )
+from peerformer.protocol.newcomer_packets import GenesisBytes
 
 
 def test_an_empty_an_oversized_and_an_unknown_frame_are_malformed() -> None:

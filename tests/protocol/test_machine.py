@@ -166,7 +166,7 @@ def test_a_round_goes_from_proposal_to_decision_on_valid_votes() -> None:
     for index in (2, 3):
         effects = hear(machine, KEYS[index], said(KEYS[index], Commit(1, 0, digest)))
     assert machine.chain.tip == 1 and machine.collection.number == 2
-    assert machine.head_digest == digest and not machine.faults
+    assert machine.chain.head == digest and not machine.faults
 
 
 def test_a_message_of_an_older_round_is_answered_with_what_was_decided_but_not_too_often() -> None:

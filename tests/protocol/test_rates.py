@@ -25,7 +25,6 @@ from peerformer.protocol.messages import (
     HEADERS_MAX,
     NO_HASH,
     PROTOCOL_VERSION,
-    AskGenesis,
     AskHeaders,
     AskPeers,
     AskProposed,
@@ -33,7 +32,6 @@ from peerformer.protocol.messages import (
     Attestation,
     Certified,
     Commit,
-    GenesisBytes,
     Headers,
     Hello,
     Packet,
@@ -42,6 +40,7 @@ from peerformer.protocol.messages import (
     sign,
     unpack,
 )
+from peerformer.protocol.newcomer_packets import AskBase, AskGenesis, BaseOf, GenesisBytes
 from peerformer.protocol.rates import GROSS_FACTOR, RATES, Rate
 
 SEEDS = {(k := KeyPair.from_seed(bytes((i,)) * 32)).peer_id: bytes((i,)) * 32 for i in range(1, 5)}
@@ -234,6 +233,7 @@ def test_walking_along_the_chain_again_and_again_is_a_flood_too(
 FLOODS = {
     AskPeers: (AskPeers(32), Peers),
     AskGenesis: (AskGenesis(0), GenesisBytes),
+    AskBase: (AskBase(1), BaseOf),
 }
 
 

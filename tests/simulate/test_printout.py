@@ -143,6 +143,8 @@ def lives_of(world: World) -> list[Life]:
         boot(index)
 
     def watch(host: Host, event: Event) -> list[Effect]:
+        if host.anchoring is not None:
+            return effects_of(host, event)  # no machine yet
         life = [life for life in lives if life.host is host][-1]
         now = world.now + host.clock_offset
         life.journal.append((event, now, effects_of(host, event)))
