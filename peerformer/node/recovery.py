@@ -37,6 +37,7 @@ from peerformer.protocol.membership import Member, quorum
 ORIGIN_DIGITS = 16  # of the old chain's id and of the header's digest: enough to find either
 ORIGIN = re.compile(rb" from [0-9a-f]{16}/\d+/[0-9a-f]{16}$")  # old chain, round, header
 NAME_SIZE_MAX = 64
+RUN_NAME_SIZE_MAX = 200  # a file's name has 255 bytes on most disks, and a part's is longer
 ROUNDS_SHOWN = 8
 OWN_TEXT = ("data", "own-data")  # under a swarm's directory: this machine's text as tokens
 
@@ -87,6 +88,13 @@ def recover(
         ConfigError: if it cannot be done as asked for; it says who could stay.
         SwarmError, DataError, IdentityError: if a peer runs, or a file cannot be used.
     """
+    if to is not None and (
+        to in ("", "..") or Path(to).name != to or len(to.encode()) > RUN_NAME_SIZE_MAX
+    ):
+        raise ConfigError(
+            f"--to takes the name of a run, not {to!r:.80}",
+            why=f"the new run lies beside the old one, in {swarm.path.parent}",
+        )
     old = read_old_chain(swarm, peers)
     chain = _chain_at(old, number)
     if not staying:

@@ -207,6 +207,10 @@ def test_only_members_with_a_vote_found_a_chain_and_this_peer_is_one(
     ):
         with pytest.raises(ConfigError, match=message):
             recovered(old, *words)
+    for name in ("", "..", "elsewhere/new", "/new", "x" * 300):
+        with pytest.raises(ConfigError, match="--to takes the name of a run"):
+            recovered(old, me, to=name)
+    assert main(["recover", "x" * 5_000, "--with", me]) == 2
     with pytest.raises(ConfigError, match="not said who stays") as caught:
         recovered(old)
     shown = caught.value

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from peerformer.errors import ConfigError
 from peerformer.node.directory import PeerDirectory, SwarmDirectory, find_swarm
 from peerformer.node.journal import DATABASE
 from peerformer.node.recovery import Recovered
@@ -62,10 +63,13 @@ def recover(
 
 
 def _subject(run: str | None) -> tuple[SwarmDirectory, list[PeerDirectory]]:
-    if run is not None and (Path(run) / DATABASE).is_file():
-        peer = PeerDirectory(Path(run).absolute())
-        return SwarmDirectory(peer.path.parent.parent), [peer]
-    swarm = find_swarm(run)
+    try:
+        if run is not None and (Path(run) / DATABASE).is_file():
+            peer = PeerDirectory(Path(run).absolute())
+            return SwarmDirectory(peer.path.parent.parent), [peer]
+        swarm = find_swarm(run)
+    except OSError as error:  # a name that is too long, or a directory that may not be read
+        raise ConfigError(f"{run!r:.80} cannot be opened as a run", why=error.strerror) from error
     return swarm, swarm.peers()
 
 
