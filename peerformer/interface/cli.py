@@ -36,6 +36,7 @@ COMMANDS = {
     "status": ("status:status", "How a run or a swarm is doing."),
     "simulate": ("simulate:simulate", "The protocol in worlds full of trouble."),
     "log": ("log:log", "What happened in a run or a swarm, from its journal."),
+    "recover": ("recover:recover", "Found a new chain where too many voters are gone for good."),
     "verify": (
         "verify:verify",
         "Check a swarm's run, a certificate or evidence against a genesis.",

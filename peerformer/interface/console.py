@@ -11,6 +11,7 @@ from prompt_toolkit.patch_stdout import patch_stdout
 
 from peerformer import events
 from peerformer.node.process import Running
+from peerformer.node.status import WITHOUT_QUORUM
 from peerformer.protocol.certificates import decided_fault
 from peerformer.protocol.effects import Command
 from peerformer.protocol.identity import name_of
@@ -113,6 +114,7 @@ class Console:
                 f"tolerates {status['tolerates']}",
             ),
             ("round", f"{status['round']}, {status['state']}"),
+            *(("", text) for text in self._advice(status["state"])),
             ("loss", "–" if status["loss"] is None else f"{status['loss']:.3f}"),
             ("training", "–" if busy is None else f"{100 * busy:.0f} % of the time"),
             ("held out", f"{bits[-1]:.3f} bits per byte" if bits else "–"),
@@ -124,6 +126,12 @@ class Console:
             ("state root", status["state_root"]),
         ]
         return "\n".join(f"{name:<11} {value}" for name, value in rows)
+
+    def _advice(self, state: str) -> list[str]:
+        if state != WITHOUT_QUORUM:
+            return []
+        path = self.running.swarm.path
+        return ["if too many are gone for good: quit, then", f"peerformer recover {path}"]
 
     def peers(self) -> str:
         """Who belongs to the swarm."""

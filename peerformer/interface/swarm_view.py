@@ -8,7 +8,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from peerformer.node.status import WITHOUT_QUORUM
+
 NUMERIC = ("round", "contributed", "accepted", "reputation", "utilisation")
+AWAY = ("down", "elsewhere")
 COLUMNS = ("peer", "role", *NUMERIC, "state")
 
 
@@ -30,7 +33,7 @@ def table_of(overview: dict[str, Any]) -> Table:
 def _style(state: str) -> str:
     if state.startswith(("evicted", "quarantined")):
         return "red"
-    return "dim" if state in ("down", "elsewhere") or state.startswith("stopped") else ""
+    return "dim" if state in AWAY or state.startswith("stopped") else ""
 
 
 def headline(overview: dict[str, Any]) -> str:
@@ -44,6 +47,19 @@ def headline(overview: dict[str, Any]) -> str:
     return (
         f"round {overview['round']}   {overview['running']} running, quorum {overview['quorum']}, "
         f"tolerates {overview['tolerates']}{loss}{learned}{bytes_sent}"
+    )
+
+
+def advice(overview: dict[str, Any]) -> str | None:
+    """Return what to do about a swarm of which no peer here reaches a quorum, or None."""
+    states = {row["state"] for row in overview["peers"] if row["state"] not in AWAY}
+    states = {state for state in states if not state.startswith(("stopped", "evicted"))}
+    if states != {WITHOUT_QUORUM}:
+        return None
+    return (
+        f"Nothing is decided while fewer than {overview['quorum']} voters are connected.\n"
+        "If too many are gone for good, stop; the rest can found a new chain:  "
+        f"peerformer recover {overview['path']}"
     )
 
 
@@ -75,7 +91,8 @@ class SwarmView:
     def show(self, overview: dict[str, Any]) -> None:
         """Show how the swarm is doing now."""
         if self.is_live:
-            self._live.update(Group(table_of(overview), Text(headline(overview))), refresh=True)
+            lines = [text for text in (headline(overview), advice(overview)) if text]
+            self._live.update(Group(table_of(overview), *map(Text, lines)), refresh=True)
         elif overview["round"] != self._round:
             self._round = overview["round"]
             self.note(headline(overview))

@@ -8,6 +8,7 @@ twice for one slot. It is refused, like one that is missing, damaged or open els
 is ever cast from it.
 """
 
+import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,7 @@ from peerformer.errors import IdentityError
 
 SLOT_PREFIX = "slot/"  # written once: these are what was signed
 DATABASE, EPOCH = "protocol.db", "epoch"
+SHARED_FIRST, SHARED_SIZE = 0x40000002, 510  # the bytes that SQLite locks: sqlite.org/src, os.h
 NEW_KEY = "move this peer's directory away and join again under a new key"
 
 
@@ -106,6 +108,25 @@ class DurableStore:
         """Close the database."""
         self._connection.close()
         os.close(self._epoch_descriptor)
+
+
+def is_in_use(directory: Path) -> bool:
+    """Tell whether another process has the store of a directory open; changes nothing.
+
+    Raises:
+        IdentityError: if it cannot be read.
+    """
+    try:
+        with (directory / DATABASE).open("rb") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, SHARED_SIZE, SHARED_FIRST)
+            except (BlockingIOError, PermissionError):
+                return True
+    except OSError as error:
+        raise IdentityError(
+            "the protocol store cannot be read", where=str(directory), why=error.strerror
+        ) from error
+    return False
 
 
 def _refused(database: Path, error: sqlite3.DatabaseError) -> IdentityError:

@@ -33,6 +33,7 @@ def overview(swarm: SwarmDirectory) -> dict[str, Any]:
     names = sorted({*statuses, *members})
     return {
         "name": swarm.path.name,
+        "path": str(swarm.path),
         "chain_id": genesis.chain_id.hex(),
         "round": newest["round"] if newest else 0,
         "state_root": newest["state_root"] if newest else genesis.state_root.hex(),

@@ -14,6 +14,8 @@ from peerformer.protocol.identity import name_of
 from peerformer.protocol.machine import Machine
 from peerformer.protocol.membership import ROLE_WORDS, SUSPENDED, quorum, tolerated_faults
 
+WITHOUT_QUORUM = "waiting for a quorum"
+
 
 @dataclass(slots=True)
 class Tally:
@@ -52,7 +54,7 @@ def phase_of(machine: Machine) -> str:
         return "paused"
     voters = set(machine.chain.members.voters)
     if len(voters & {machine.me, *machine.neighbourhood.greeted}) < quorum(len(voters)):
-        return "waiting for a quorum"
+        return WITHOUT_QUORUM
     if me.quarantined_until > current.number:
         return f"quarantined to round {me.quarantined_until - 1}"
     if not current.trained:

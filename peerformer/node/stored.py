@@ -20,6 +20,7 @@ from blake3 import blake3
 from peerformer.errors import DataError
 from peerformer.node.directory import PeerDirectory, SwarmDirectory
 from peerformer.node.journal import DATABASE
+from peerformer.protocol.anchors import BOOK_PREFIX
 from peerformer.protocol.checkpoint import HEADER_PREFIX
 from peerformer.protocol.codec import MalformedError, decode
 from peerformer.protocol.merkle import MerkleTree
@@ -36,6 +37,7 @@ class StoredHeaders:
 
     chain_id: bytes
     records: list[tuple[str, bytes]]
+    book: list[tuple[str, bytes]]  # where others were reached: hints, each signed by its subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +108,21 @@ def _headers(connection: sqlite3.Connection) -> StoredHeaders:
     bound = connection.execute("SELECT chain FROM bound").fetchone()
     if bound is None or not isinstance(bound[0], bytes):
         raise ValueError("it is bound to no chain")
+    headers, book = (_records(connection, prefix) for prefix in (HEADER_PREFIX, BOOK_PREFIX))
+    return StoredHeaders(bound[0], headers, book)
+
+
+def _records(connection: sqlite3.Connection, prefix: str) -> list[tuple[str, bytes]]:
     rows = connection.execute(
         "SELECT key, data FROM records WHERE key >= ? AND key < ? ORDER BY key",
-        (HEADER_PREFIX, HEADER_PREFIX + "~"),
+        (prefix, prefix + "~"),
     )
     records = []
     for key, data in rows:
         if not isinstance(key, str) or not isinstance(data, bytes):
             raise ValueError("a record is neither text nor bytes")
         records.append((key, data))
-    return StoredHeaders(bound[0], records)
+    return records
 
 
 def _copy(database: Path, into: Path) -> Path:

@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from peerformer.interface.swarm_view import headline, table_of
+from peerformer.interface.swarm_view import advice, headline, table_of
 from peerformer.node.directory import find_swarm
 from peerformer.node.overview import overview
 
@@ -31,3 +31,5 @@ def status(
     console.print(table_of(now))
     console.print(headline(now))
     console.print(f"state root {now['state_root']}")
+    if hint := advice(now):
+        console.print(hint, soft_wrap=True)
