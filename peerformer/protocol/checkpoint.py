@@ -16,11 +16,11 @@ digest whatever it signed. A base is an epoch older than the checkpoint, or the 
 between tell all admissions that the quotas of the next round count.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peerformer.protocol.chain import Base, Chain, Succeed, first_base, is_far_enough
-from peerformer.protocol.codec import U64, Hash, MalformedError, decode, encode
+from peerformer.protocol.codec import U64, Hash, MalformedError, encode
 from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.membership import EPOCH_ROUNDS, next_members
 from peerformer.protocol.messages import Certified
@@ -103,18 +103,3 @@ def records_of(chain: Chain) -> tuple[tuple[str, bytes], ...]:
     """Return the records from which a peer restores a chain."""
     headers = tuple((header_key(item.header.round), encode(item)) for item in chain.items)
     return ((BASE_KEY, encode(chain.base)), *headers) if chain.base.round else headers
-
-
-def stored_base(records: Mapping[str, bytes]) -> Base | None:
-    """Return the base that a store begins at, None for the genesis.
-
-    Raises:
-        MalformedError: if it is damaged, or is not where the stored headers begin.
-    """
-    data = records.get(BASE_KEY)
-    base = decode(Base, data) if data is not None else None
-    first = min((key for key in records if key.startswith(HEADER_PREFIX)), default=None)
-    begins = header_key(base.round + 1 if base else 1)
-    if first not in (None, begins):
-        raise MalformedError(f"the headers begin with {first}, but the base is that of {begins}")
-    return base

@@ -13,8 +13,8 @@ from peerformer.protocol import intake, reports
 from peerformer.protocol.anchors import is_of_book
 from peerformer.protocol.ballot import Ballot
 from peerformer.protocol.chain import Chain, Succeed
-from peerformer.protocol.checkpoint import HEADER_PREFIX, header_key, stored_base
-from peerformer.protocol.codec import MalformedError, decode, encode
+from peerformer.protocol.checkpoint import header_key
+from peerformer.protocol.codec import encode
 from peerformer.protocol.collection import Collection
 from peerformer.protocol.committee import fingers
 from peerformer.protocol.conduct import ROUNDS_SERVED, Exhibit, Ledger
@@ -50,6 +50,7 @@ from peerformer.protocol.neighbourhood import Link, Neighbourhood
 from peerformer.protocol.outbox import Outbox
 from peerformer.protocol.rates import Rates
 from peerformer.protocol.requests import Requests
+from peerformer.protocol.stored_chain import FORK_KEY, stored_chain, stored_fork
 from peerformer.protocol.sync import Sync
 from peerformer.protocol.timing import Timing
 from peerformer.protocol.training import Training
@@ -128,7 +129,7 @@ class Machine:
         self.keys = KeyPair.from_seed(seed)
         self.genesis = genesis
         self._records = dict(records or {})
-        self.chain = Chain(genesis, succeed, stored_base(self._records))
+        self.chain = stored_chain(genesis, succeed, self._records, state_round)
         self.outbox = Outbox(self.keys, self.chain.chain_id)
         self.hash_chain = hash_chain or HashChain.from_seed(seed)
         limits = genesis.limits
@@ -146,10 +147,11 @@ class Machine:
         self.decided_at = now
         self.asked_header_at = 0.0
         self.progress_at = now
-        self.forked = None
+        self.forked = stored_fork(self.chain, self._records)
         self.paused = False
         self.relayed = {}
-        self._restore_chain(state_round)
+        self.outbox.restore(self._records)
+        self.outbox.forget_rounds_before(self.chain.tip + 1)
         self.neighbourhood.restore(self._records)
         self._begin_round()
 
@@ -189,7 +191,9 @@ class Machine:
         """
         self.now = now = max(now, self.now)
         if self.forked:
-            return []
+            if event == Command("start"):
+                reports.report_fork(self.outbox, *self.forked)
+            return self.outbox.take()
         match event:
             case Received(peer, frame):
                 if not intake.receive(self, peer, frame):
@@ -463,21 +467,7 @@ class Machine:
     def on_fork(self, mine: Certified, other: Certified) -> None:
         """Two valid certificates for one round: more than f voters lied. Say so, and stop."""
         self.forked = (mine, other)
+        self.outbox.persist(((FORK_KEY, encode(other)),))
         for item in self.forked:
             self.outbox.broadcast(sorted(self.outbox.connected), item)
         reports.report_fork(self.outbox, mine, other)
-
-    # --- restart -------------------------------------------------------------------------------
-
-    def _restore_chain(self, state_round: int) -> None:
-        keys = sorted(key for key in self._records if key.startswith(HEADER_PREFIX))
-        for key in keys:
-            item = decode(Certified, self._records[key])
-            fault = self.chain.append(item)
-            if fault or header_key(item.header.round) != key:
-                raise MalformedError(f"{key}: {fault or 'out of place'}")
-        if state_round > self.chain.tip:
-            raise MalformedError(f"a state of round {state_round}, a chain up to {self.chain.tip}")
-        slots = {k: v for k, v in self._records.items() if not k.startswith(HEADER_PREFIX)}
-        self.outbox.restore(slots)
-        self.outbox.forget_rounds_before(self.chain.tip + 1)
