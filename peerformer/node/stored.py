@@ -20,7 +20,8 @@ from blake3 import blake3
 from peerformer.errors import DataError
 from peerformer.node.directory import PeerDirectory, SwarmDirectory
 from peerformer.node.journal import DATABASE
-from peerformer.protocol.checkpoint import HEADER_PREFIX
+from peerformer.protocol.chain import Base
+from peerformer.protocol.checkpoint import BASE_KEY, HEADER_PREFIX
 from peerformer.protocol.codec import MalformedError, decode
 from peerformer.protocol.merkle import MerkleTree
 from peerformer.protocol.messages import PACKET_SIZE_MAX, Certified
@@ -36,6 +37,7 @@ class StoredHeaders:
 
     chain_id: bytes
     records: list[tuple[str, bytes]]
+    base: Base | None = None  # where they begin, if not at the genesis
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,12 @@ def _headers(connection: sqlite3.Connection) -> StoredHeaders:
         if not isinstance(key, str) or not isinstance(data, bytes):
             raise ValueError("a record is neither text nor bytes")
         records.append((key, data))
-    return StoredHeaders(bound[0], records)
+    found = connection.execute("SELECT data FROM records WHERE key = ?", (BASE_KEY,)).fetchone()
+    if found is None:
+        return StoredHeaders(bound[0], records)
+    if not isinstance(found[0], bytes):
+        raise ValueError("its base is no bytes")
+    return StoredHeaders(bound[0], records, decode(Base, found[0]))
 
 
 def _copy(database: Path, into: Path) -> Path:
