@@ -33,6 +33,8 @@ COMMANDS = {
     "up": ("up:up", "Start a whole swarm on this machine."),
     "demo": ("demo:demo", "Watch a swarm train, lose a peer and resist an attacker."),
     "node": ("node:node", "Run one peer, with an interactive console."),
+    "invite": ("invite:invite", "Print a ticket for a newcomer."),
+    "join": ("join:join", "Run one peer that joins by a ticket."),
     "status": ("status:status", "How a run or a swarm is doing."),
     "simulate": ("simulate:simulate", "The protocol in worlds full of trouble."),
     "log": ("log:log", "What happened in a run or a swarm, from its journal."),

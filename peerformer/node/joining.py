@@ -30,9 +30,15 @@ ANSWER_SECONDS_MAX = 20.0
 
 
 async def fetch_swarm(
-    swarm: SwarmDirectory, seed: bytes, address: str, note: Callable[[str], None]
+    swarm: SwarmDirectory,
+    seed: bytes,
+    address: str,
+    note: Callable[[str], None],
+    pinned: tuple[bytes, bytes] | None = None,
 ) -> None:
     """Fetch the genesis and its files from the peer at `address`.
+
+    With a ticket, `pinned` are the key that must answer and the chain that it must serve.
 
     Raises:
         SwarmError: if nobody answers there, its key has changed, or it does not give what it
@@ -41,7 +47,7 @@ async def fetch_swarm(
     swarm.path.mkdir(parents=True, exist_ok=True)
     transport = Transport(seed)
     try:
-        connection = await transport.dial(address, expect=None)
+        connection = await transport.dial(address, expect=pinned[0] if pinned else None)
     except DialError as error:
         await transport.close()
         raise SwarmError(
@@ -51,8 +57,14 @@ async def fetch_swarm(
         ) from error
     try:
         peer = connection.peer_id
-        _know(KnownPeers(swarm.path.parent / "known-peers"), address, peer, note)
+        if pinned is None:
+            _know(KnownPeers(swarm.path.parent / "known-peers"), address, peer, note)
         genesis = await _genesis(connection, address)
+        if pinned is not None and genesis.chain_id != pinned[1]:
+            raise SwarmError(
+                f"the peer at {address} is of another swarm than the ticket",
+                hint="ask for a new ticket: peerformer invite",
+            )
         connection.send(pack(Hello(PROTOCOL_VERSION, genesis.chain_id, 0, None)))
         store = BlobStore(swarm.path / "fetched", bytes_max=1 << 30)
         fetcher = Fetcher(transport, store, genesis.chain_id, lambda _: (address,), lambda *_: None)

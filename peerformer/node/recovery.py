@@ -173,7 +173,7 @@ def read_old_chain(swarm: SwarmDirectory, peers: Sequence[PeerDirectory]) -> Old
     fault = foreign_fault(stored.chain_id, genesis)
     if fault:
         raise DataError("this store is another swarm's", where=str(source.path), why=fault)
-    chain = _followed(genesis, stored, source, len(stored.records))
+    chain = _followed(genesis, stored, source)
     found = [stored_state(path, 0) for peer in peers for path in states_of(peer)]
     if swarm.first_state.is_file():
         found.append(stored_state(swarm.first_state, 0))
@@ -195,9 +195,12 @@ def _seed_of(peer: PeerDirectory) -> bytes:
     return load_or_create_key(peer.key)
 
 
-def _followed(genesis: Genesis, stored: StoredHeaders, source: PeerDirectory, tip: int) -> Chain:
-    client = LightClient(genesis)
-    fault = client.follow(stored.records[:tip])
+def _followed(
+    genesis: Genesis, stored: StoredHeaders, source: PeerDirectory, tip: int | None = None
+) -> Chain:
+    client = LightClient(genesis, base=stored.base)  # its own store is believed to begin there
+    wanted = None if tip is None else tip - client.chain.base.round
+    fault = client.follow(stored.records[:wanted])
     if fault:
         raise DataError(
             "the decided rounds of this peer do not follow from the genesis",
@@ -211,7 +214,7 @@ def _followed(genesis: Genesis, stored: StoredHeaders, source: PeerDirectory, ti
 def _chain_at(old: OldChain, number: int | None) -> Chain:
     """Return the chain up to the round to go on from: one whose state is here."""
     tip = old.chain.tip
-    roots = {0: old.chain.genesis.state_root}
+    roots = {old.chain.base.round: old.chain.base.state_root}
     roots |= {item.header.round: item.header.state_root for item in old.chain.items}
     held = [round_ for round_, root in roots.items() if root in old.states]
     if not held:

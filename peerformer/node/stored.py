@@ -21,7 +21,8 @@ from peerformer.errors import DataError
 from peerformer.node.directory import PeerDirectory, SwarmDirectory
 from peerformer.node.journal import DATABASE
 from peerformer.protocol.anchors import BOOK_PREFIX
-from peerformer.protocol.checkpoint import HEADER_PREFIX
+from peerformer.protocol.chain import Base
+from peerformer.protocol.checkpoint import BASE_KEY, HEADER_PREFIX
 from peerformer.protocol.codec import MalformedError, decode
 from peerformer.protocol.merkle import MerkleTree
 from peerformer.protocol.messages import PACKET_SIZE_MAX, Certified
@@ -38,6 +39,7 @@ class StoredHeaders:
     chain_id: bytes
     records: list[tuple[str, bytes]]
     book: list[tuple[str, bytes]]  # where others were reached: hints, each signed by its subject
+    base: Base | None = None  # where they begin, if not at the genesis
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def _headers(connection: sqlite3.Connection) -> StoredHeaders:
     if bound is None or not isinstance(bound[0], bytes):
         raise ValueError("it is bound to no chain")
     headers, book = (_records(connection, prefix) for prefix in (HEADER_PREFIX, BOOK_PREFIX))
-    return StoredHeaders(bound[0], headers, book)
+    return StoredHeaders(bound[0], headers, book, _base(connection))
 
 
 def _records(connection: sqlite3.Connection, prefix: str) -> list[tuple[str, bytes]]:
@@ -123,6 +125,15 @@ def _records(connection: sqlite3.Connection, prefix: str) -> list[tuple[str, byt
             raise ValueError("a record is neither text nor bytes")
         records.append((key, data))
     return records
+
+
+def _base(connection: sqlite3.Connection) -> Base | None:
+    found = connection.execute("SELECT data FROM records WHERE key = ?", (BASE_KEY,)).fetchone()
+    if found is None:
+        return None
+    if not isinstance(found[0], bytes):
+        raise ValueError("its base is no bytes")
+    return decode(Base, found[0])
 
 
 def _copy(database: Path, into: Path) -> Path:

@@ -68,14 +68,16 @@ def verify_run(
     directory: PeerDirectory,
     genesis: Genesis,
     watch: Callable[[Records], Iterable[tuple[str, bytes]]],
+    checkpoint: tuple[int, bytes] | None = None,
 ) -> Verdict:
     """Check a peer's headers, states and, with its swarm, the checkpoints of its agreed states.
 
     Args:
         swarm: where its checkpoints are; None for the directory of a peer alone.
         directory: the peer's files.
-        genesis: the only thing that is believed.
+        genesis: the only thing that is believed, unless a checkpoint is given.
         watch: passes the stored headers through as they are checked, to tell how far it is.
+        checkpoint: the round and digest of a header that is believed as well.
     """
     verdict = Verdict(directory.path)
     # A running peer stores a header before its state: what is read first is covered later.
@@ -89,13 +91,21 @@ def verify_run(
         verdict.fault = stored
         return verdict
     keep = frozenset(item.round for item in checkpoints if isinstance(item, StoredCheckpoint))
-    client = LightClient(genesis, keep)
-    foreign = foreign_fault(stored.chain_id, genesis)
-    verdict.fault = Fault(0, foreign) if foreign else client.follow(watch(stored.records))
-    chain = client.chain
+    client = LightClient(genesis, keep, stored.base)
+    chain, foreign = client.chain, foreign_fault(stored.chain_id, genesis)
+    verdict.fault = (
+        (Fault(0, foreign) if foreign else None)
+        or (client.checkpoint_fault(None) if checkpoint is None else None)
+        or client.follow(watch(stored.records))
+        or (client.checkpoint_fault(checkpoint) if checkpoint else None)
+    )
     verdict.rounds, verdict.head, verdict.state_root = chain.tip, chain.head, chain.state_root
     verdict.members, verdict.convicted = len(chain.members.members), client.convictions()
     verdict.says = f"{chain.tip} rounds follow from the genesis."
+    if chain.base.round:
+        trusted = checkpoint[0] if checkpoint else None
+        span = f"rounds {chain.base.round + 1} to {chain.tip}"
+        verdict.says = f"{span} follow from the checkpoint, round {trusted}."
     if verdict.fault is None:
         verdict.checked += CHAIN_CHECKS
     for item in [*states, *checkpoints]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from peerformer.protocol.certificates import decided_fault
-from peerformer.protocol.chain import Chain, lone_header_fault
+from peerformer.protocol.chain import Base, Chain, is_far_enough, lone_header_fault
 from peerformer.protocol.checkpoint import header_key
 from peerformer.protocol.codec import U64, Hash, MalformedError, Many, OneOf, decode
 from peerformer.protocol.conduct import accused_of, culprit_of, describe, exhibit_of, is_exhibit
@@ -95,9 +95,14 @@ def read_document(data: object) -> Document:
 class LightClient:
     """The chain as far as it holds, and the members of the rounds that were asked for."""
 
-    def __init__(self, genesis: Genesis, keep: frozenset[int] = frozenset()) -> None:
-        """Start at the genesis; `keep` names rounds whose members are needed later."""
-        self.chain = Chain(genesis)
+    def __init__(
+        self, genesis: Genesis, keep: frozenset[int] = frozenset(), base: Base | None = None
+    ) -> None:
+        """Start at the genesis, or at a base, which proves nothing without a checkpoint.
+
+        `keep` names rounds whose members are needed later.
+        """
+        self.chain = Chain(genesis, base=base if base and base.round else None)
         self.keep = keep
         self.members: dict[int, Members] = {}
 
@@ -119,6 +124,25 @@ class LightClient:
                 return Fault(number, fault)
         return None
 
+    def checkpoint_fault(self, checkpoint: tuple[int, bytes] | None) -> Fault | None:
+        """Return why what was followed is not what a checkpoint (round, digest) vouches for."""
+        base = self.chain.base
+        if checkpoint is None:
+            what = f"the headers begin at round {base.round + 1}, and the genesis alone does not "
+            what += "vouch for that; --checkpoint ROUND:DIGEST, from somebody you trust, may"
+            return Fault(None, what) if base.round else None
+        number, digest = checkpoint
+        item = self.chain.item(number)
+        if item is None:
+            return Fault(number, "the checkpoint's round is not among the headers")
+        if item.header.digest != digest:
+            return Fault(number, "another header than the checkpoint's")
+        if not is_far_enough(base.round, number):
+            return Fault(
+                number, f"the checkpoint is too near to round {base.round} to vouch for it"
+            )
+        return None
+
     def state_fault(self, number: int, root: bytes, size_bytes: int) -> Fault | None:
         """Return why a state is not the one that the chain agreed on in a round, or None."""
         chain = self.chain
@@ -129,6 +153,8 @@ class LightClient:
                 number, f"the state has {size_bytes} bytes, not {chain.genesis.state_size}"
             )
         item = chain.item(number)
+        if item is None and number:
+            return Fault(number, f"a state of a round before the headers, {chain.base.round + 1}")
         agreed = item.header.state_root if item else chain.genesis.state_root
         return (
             None if root == agreed else Fault(number, "the state has another root than agreed on")

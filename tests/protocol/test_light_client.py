@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import pytest
 
 from peerformer.protocol import codec
+from peerformer.protocol.chain import Base
 from peerformer.protocol.codec import MalformedError
 from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.identity import KeyPair
@@ -37,6 +38,7 @@ from peerformer.protocol.messages import (
     sign,
     signed_bytes,
 )
+from peerformer.protocol.ticket import Ticket
 from peerformer.simulate.world import World
 
 SEED, ROUNDS = 5, 3
@@ -359,7 +361,7 @@ def records_under(kind: Any) -> Iterator[type]:
 DESCRIBED = sorted(
     {
         record
-        for top in (RoundCertificate, RoundEvidence, Genesis, *STATEMENTS)
+        for top in (RoundCertificate, RoundEvidence, Genesis, Ticket, Base, *STATEMENTS)
         for record in records_under(top)
         if record is not PeerRecord  # it stands in no header, and contradicts nothing
     },

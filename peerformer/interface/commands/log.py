@@ -121,8 +121,10 @@ def _decided(
     """Return a decided round as files to hand on, from a store that is verified up to there."""
     swarm = find_swarm(run)
     directory = chosen_peer(swarm, peer)
-    client = LightClient(swarm.genesis(), frozenset({number}))
-    fault = client.follow(stored_headers(directory).records[: max(0, number)])
+    stored = stored_headers(directory)
+    client = LightClient(swarm.genesis(), frozenset({number}), stored.base)
+    before = client.chain.base.round
+    fault = client.follow(stored.records[: max(0, number - before)])
     if fault is not None:
         raise DataError(
             f"round {fault.round} in this peer's store does not hold",
@@ -134,7 +136,9 @@ def _decided(
         raise ConfigError(
             f"round {number} is not decided in this peer's store",
             where=str(directory.path),
-            why=f"it holds rounds 1 to {client.chain.tip}" if client.chain.tip else "it has none",
+            why=f"it holds rounds {before + 1} to {before + len(stored.records)}"
+            if stored.records
+            else "it has none",
         )
     return client.certificate_of(number), client.evidence_of(number)
 

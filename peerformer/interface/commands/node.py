@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -63,7 +64,6 @@ def node(
     log = directory.log
     logging.basicConfig(filename=log, level=logging.INFO, force=True)
     key = load_or_create_key(directory.key)
-    note = _note
     if not swarm.genesis_file.exists():
         if bootstrap:
             run_loop(fetch_swarm(swarm, key, bootstrap, note))
@@ -73,27 +73,34 @@ def node(
     elif bootstrap is None:
         note(f"resumed     {swarm.path}, as of {datetime.now(UTC):%H:%M}")
     peer_options = PeerOptions(host, port, guest=guest, data=own_data)
-    reason = run_loop(_run(swarm, peer_options, bootstrap, with_console=console))
+    known = [(bootstrap, None)] if bootstrap else []
+    reason = run_loop(run_peer(swarm, peer_options, known, with_console=console))
     note(f"stopped     {reason}; the same command goes on")
 
 
-def _note(text: str) -> None:
+def note(text: str) -> None:
+    """Tell the operator what goes on."""
     print(text, file=sys.stderr)
 
 
-async def _run(
-    swarm: SwarmDirectory, options: PeerOptions, bootstrap: str | None, *, with_console: bool
+async def run_peer(
+    swarm: SwarmDirectory,
+    options: PeerOptions,
+    known: Sequence[tuple[str, bytes | None]],
+    *,
+    with_console: bool,
 ) -> str:
+    """Run a peer until it is stopped; `known` are addresses, with their keys, to begin with."""
     running = Running(swarm, swarm.peer("me"), options)
     terminal = Console(running)
     running.on_event = terminal.on_event
     address = await running.start()
-    _note(f"listening   {address}   join with: peerformer node --port PORT --bootstrap {address}")
+    note(f"listening   {address}   join with: peerformer node --port PORT --bootstrap {address}")
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, running.leave)
-    if bootstrap:
-        running.node.spawn(running.bootstrap(bootstrap, None))
+    for place, key in known:
+        running.node.spawn(running.bootstrap(place, key))
     if with_console:
         running.node.spawn(terminal.run())
     return await running.run_until_stopped()

@@ -49,6 +49,10 @@ def verify(
     peer: Annotated[
         str | None, Parameter(help="Check this peer's files; else those with most rounds.")
     ] = None,
+    checkpoint: Annotated[
+        str | None,
+        Parameter(help="ROUND:DIGEST of a header, from somebody you trust; believed as well."),
+    ] = None,
     json_output: Annotated[
         bool, Parameter(name="--json", negative=(), help="One JSON object.")
     ] = False,
@@ -61,6 +65,8 @@ def verify(
         raise ConfigError("this cannot be a path", why=error.strerror) from error
     if peer is not None and (is_file or (path / DATABASE).is_file()):
         raise ConfigError("--peer goes with a swarm's run only", where=str(path))
+    if checkpoint is not None and is_file:
+        raise ConfigError("--checkpoint goes with a run only", where=str(path))
     if is_file:
         verdict = verify_file(path, _genesis(genesis, None), blob)
     elif blob:
@@ -68,12 +74,28 @@ def verify(
     else:
         swarm, directory = _run(subject, peer)
         around = swarm or SwarmDirectory(directory.path.absolute().parent.parent)
-        verdict = verify_run(swarm, directory, _genesis(genesis, around), _told)
+        trusted = _checkpoint(checkpoint)
+        verdict = verify_run(swarm, directory, _genesis(genesis, around), _told, trusted)
     if json_output:
         print(json.dumps(_fields(verdict)))
     else:
         _tell(verdict)
     return 1 if verdict.fault else 0
+
+
+def _checkpoint(text: str | None) -> tuple[int, bytes] | None:
+    if text is None:
+        return None
+    number, _, digest = text.partition(":")
+    try:
+        if not number.isascii() or not number.isdigit() or len(digest) != 64:
+            raise ValueError
+        return int(number), bytes.fromhex(digest)
+    except ValueError as error:
+        raise ConfigError(
+            f"--checkpoint cannot read {text!r:.100}",
+            hint="--checkpoint ROUND:DIGEST, the digest as 64 hexadecimal digits",
+        ) from error
 
 
 def _genesis(path: Path | None, swarm: SwarmDirectory | None) -> Genesis:
