@@ -20,13 +20,18 @@ CREATE = "$(PYTHON)" -m venv $(VENV)
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile
 endif
 
-.PHONY: demo test check check-deep format docs clean
+.PHONY: demo test check coverage check-deep format docs clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/peerformer demo
 
 test: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Of the protocol, by its own tests and those of the simulator; the other tests only add to it.
+coverage: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/protocol tests/simulate -k "not memory" \
+		--cov=peerformer.protocol --cov-branch --cov-report=term-missing:skip-covered
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check

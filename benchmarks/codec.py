@@ -1,6 +1,6 @@
-"""Time the codec and the rules on seven contributions: `python benchmarks/codec.py [--json]`.
+"""Time the codecs and the rules on seven contributions: `python benchmarks/codec.py [--json]`.
 
-One thread; each part is timed several times, interleaved, and the median and the worst are shown.
+One thread (or `--threads`); each part is timed several times, interleaved, and the median and the worst are shown.
 """
 
 import argparse
@@ -12,9 +12,9 @@ import time
 import torch
 
 from peerformer.gradients.aggregate import Rule, aggregate
-from peerformer.gradients.compress import decode, encode
+from peerformer.gradients.compress import CODECS, decode, encode
 
-CODEC = "dense-int8"
+AGGREGATED = "dense-int8"
 CONTRIBUTIONS = 7
 REPEATS = 5
 SEED = 1
@@ -34,11 +34,16 @@ def milliseconds_of(size: int) -> dict[str, list[float]]:
         return now
 
     for _ in range(REPEATS):
+        for codec in CODECS:
+            now = time.perf_counter()
+            blobs = [encode(u, residual, codec=codec, feedback=1.0).blob for u in updates[:2]]
+            now = lap(f"encode {codec}", now, len(blobs))
+            for blob in blobs:
+                decode(blob, size, codec)
+            lap(f"decode {codec}", now, len(blobs))
+        sent = [encode(u, residual, codec=AGGREGATED, feedback=1.0).blob for u in updates]
+        contributions = [decode(blob, size, AGGREGATED) for blob in sent]
         now = time.perf_counter()
-        blobs = [encode(u, residual, codec=CODEC, feedback=1.0).blob for u in updates]
-        now = lap("encode one", now, CONTRIBUTIONS)
-        contributions = [decode(blob, size, CODEC) for blob in blobs]
-        now = lap("decode one", now, CONTRIBUTIONS)
         for rule in ("robust", "mean"):
             aggregate(contributions, rule=Rule.named(rule), seed=b"seed", recent_norms=())
             now = lap(f"{rule}, all {CONTRIBUTIONS}", now)
@@ -50,8 +55,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000_000, 5_000_000])
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     results = []
     for size in options.sizes:
         for part, times in milliseconds_of(size).items():
@@ -62,7 +68,7 @@ def main() -> None:
         json.dump({"seed": SEED, "repeats": REPEATS, "results": results}, sys.stdout, indent=1)
         return
     for row in results:
-        line = "{parameters:>10,}  {part:16} median {median_ms:8.2f} ms  worst {worst_ms:8.2f} ms\n"
+        line = "{parameters:>10,}  {part:18} median {median_ms:8.2f} ms  worst {worst_ms:8.2f} ms\n"
         sys.stdout.write(line.format(**row))
 
 

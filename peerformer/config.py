@@ -2,7 +2,7 @@
 
 Each field carries what is allowed in its metadata, so that validation, `config show` and the
 documentation read the same table. Precedence when settings are combined (see `settings.py`):
-defaults < `--size` < JSON files < environment `PEERFORMER_…` < command line.
+defaults < `--size` < `swarm.codec` < JSON files < environment `PEERFORMER_…` < command line.
 """
 
 from dataclasses import dataclass, field
@@ -94,7 +94,11 @@ class SwarmConfig:
 
     peers: int = setting(7, "voters at the founding", least=1, most=64)
     inner_steps: int = setting(20, "H: local steps a round", least=1, most=10_000)
-    codec: str = setting("dense-int8", "how contributions are encoded", choices=("dense-int8",))
+    codec: str = setting(
+        "dense-int8",
+        "how contributions are encoded; sparse-2bit derives an outer step that suits it",
+        choices=("dense-int8", "dense-int4", "sparse-2bit", "none"),
+    )
     rule: str = setting(
         "robust",
         "aggregation: the default robust rule, or the plain mean",
@@ -139,6 +143,15 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     swarm: SwarmConfig = field(default_factory=SwarmConfig)
 
+
+# What `swarm.codec` derives. Outer momentum hurts where few values are sent (arXiv 2603.08163).
+CODECS: dict[str, dict[str, Any]] = {
+    "sparse-2bit": {
+        "swarm.outer_learning_rate": 1.0,
+        "swarm.outer_momentum": 0.0,
+        "swarm.feedback": 0.95,
+    },
+}
 
 # What `--size` derives; everything not named keeps its default. Values by dotted field name.
 SIZES: dict[str, dict[str, Any]] = {

@@ -221,3 +221,16 @@ def test_every_default_is_allowed_and_every_setting_explained():
     for setting in SETTINGS.values():
         assert setting.help and setting.allowed
     assert dataclasses.asdict(Config()).keys() == {n.split(".")[0] for n in SETTINGS}
+
+
+def test_a_sparse_codec_derives_an_outer_step_that_suits_it_and_what_is_given_wins():
+    from peerformer.gradients.compress import CODECS
+
+    assert set(SETTINGS["swarm.codec"].choices or ()) == set(CODECS)
+    dense, sparse = resolve().config.swarm, resolve(overrides={"swarm.codec": "sparse-2bit"})
+    assert (dense.outer_learning_rate, dense.outer_momentum, dense.feedback) == (0.7, 0.5, 1.0)
+    swarm = sparse.config.swarm
+    assert (swarm.outer_learning_rate, swarm.outer_momentum, swarm.feedback) == (1.0, 0.0, 0.95)
+    assert sparse.origins["swarm.outer_momentum"] == "codec sparse-2bit"
+    given = {"swarm.codec": "sparse-2bit", "swarm.outer_momentum": 0.3}
+    assert resolve(overrides=given).config.swarm.outer_momentum == 0.3

@@ -12,7 +12,7 @@ from math import isfinite, isqrt
 
 from torch import Tensor
 
-from peerformer.gradients.compress import BlobError, read_blocks
+from peerformer.gradients.compress import BlobError, check
 from peerformer.gradients.fixed_point import INT32_MAX, INT32_MIN, dot, norm
 
 __all__ = ["check_bounds", "norm", "score_micronats", "similarity_permille"]
@@ -21,7 +21,7 @@ __all__ = ["check_bounds", "norm", "score_micronats", "similarity_permille"]
 def check_bounds(blob: bytes | memoryview, P: int, codec: str) -> str | None:
     """Return why a blob is not the encoding of P values, or None."""
     try:
-        read_blocks(blob, P, codec)
+        check(blob, P, codec)
     except BlobError as error:
         return error.reason
     return None

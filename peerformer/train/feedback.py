@@ -4,8 +4,9 @@ What encoding leaves out of a contribution is added to the next (Karimireddy et 
 1901.09847). Whether a contribution counts is decided rounds later, and with staleness 1 the next
 one may have been encoded by then, in the hope that it does. So each is kept until its fate is
 known. Accepted: what it left out is the residual. Refused, or the round null: the whole update goes
-back into the residual, once, and never more than one update's length of it, for the next
-contribution that is not encoded yet. It knows neither models nor rounds to come.
+back into the residual, once, for the next contribution that is not encoded yet; the residual is
+never longer for it than one update, or than it was: a sparse codec's is many updates long. It
+knows neither models nor rounds to come.
 
 Shape suffix: `P` parameters.
 """
@@ -48,7 +49,8 @@ class Feedback:
                 self.residual_P = first.residual_P
                 continue
             whole_P = self.residual_P + first.whole_P
-            longest, length = float(first.whole_P.norm()), float(whole_P.norm())
+            longest = max(float(first.whole_P.norm()), float(self.residual_P.norm()))
+            length = float(whole_P.norm())
             self.residual_P = whole_P * min(1.0, longest / max(length, 1e-12))
             for later in self.pending:  # it counted on what the refused one would leave
                 later.residual_P = later.residual_P + (self.residual_P - first.residual_P)

@@ -7,9 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peerformer.gradients.compress import (
-    BLOCK,
-    EXPONENT_MAX,
-    LEVEL_MAX,
+    CODECS,
     RESIDUAL_SHARE_MAX,
     VALUE_MAX,
     BlobError,
@@ -18,9 +16,13 @@ from peerformer.gradients.compress import (
     encode,
     encoded_size,
 )
+from peerformer.gradients.dense import BLOCK, Dense
 from peerformer.gradients.fixed_point import to_float
 
 CODEC = "dense-int8"
+INT8 = CODECS[CODEC]
+assert isinstance(INT8, Dense)
+EXPONENT_MAX, LEVEL_MAX = INT8.exponent_max, INT8.level_max
 UNIT = 2.0**-24
 
 
@@ -49,7 +51,7 @@ def reason(blob, size):
 def test_decoding_gives_what_the_plain_reference_gives(size):
     blob = encoded(random_update(size, size)).blob
     assert len(blob) == encoded_size(size, CODEC)
-    assert decode(blob, size, CODEC).tolist() == decode_reference(blob, size)
+    assert decode(blob, size, CODEC).tolist() == decode_reference(blob, size, CODEC)
     assert torch.equal(decode(memoryview(blob), size, CODEC), decode(blob, size, CODEC))
 
 

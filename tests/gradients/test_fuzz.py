@@ -6,6 +6,7 @@ One slice of the deep test alone:
 """
 
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from math import ceil
 from random import Random
@@ -15,14 +16,13 @@ import pytest
 import torch
 
 from peerformer.gradients.compress import (
-    BLOCK,
-    EXPONENT_MAX,
     BlobError,
     decode,
     decode_reference,
     encode,
     encoded_size,
 )
+from peerformer.gradients.dense import BLOCK
 from peerformer.gradients.fixed_point import (
     NORMS_MAX,
     AgreedState,
@@ -32,6 +32,9 @@ from peerformer.gradients.fixed_point import (
 from tests.mutations import mutate, seeds
 
 CODEC = "dense-int8"
+EXPONENT_MAX = 16
+OTHER_CODECS = ("dense-int4", "sparse-2bit", "none")
+OTHER_SIZES = (0, 1, 63, 64, 65, 257, 4_095, 4_096, 4_097, 4_130)
 SIZES = (0, 1, 2, 255, 256, 257, 600)  # of parameters
 BYTES = (0, 1, 2, 15, 16, 17, 63, 64, 127, 128, 129, 191, 192, 193, 255)  # where a rule changes
 SLICE = 1_000  # inputs of one seed in the deep test
@@ -63,7 +66,7 @@ def meaning(blob: bytes, P: int) -> list[int] | None:
         loudest = max(min(byte, 256 - byte) for byte in block)
         if exponent > EXPONENT_MAX or 128 in block or (exponent and loudest < 64):
             return None
-    return decode_reference(blob, P)
+    return decode_reference(blob, P, CODEC)
 
 
 def touched(data: bytes, head: int, random: Random) -> bytes:
@@ -95,6 +98,38 @@ def try_contributions(seed: int, count: int) -> None:
         assert value_P.tolist() == wanted, (seed, P, blob.hex())
         again = encode(to_float(value_P), torch.zeros(P), codec=CODEC, feedback=1.0)
         assert again.blob == blob, (seed, P, blob.hex())
+
+
+def other_contribution(codec: str, P: int, random: Random) -> bytes:
+    """What an honest peer makes of an update, smooth, spiky, or mostly zero."""
+    generator = torch.Generator().manual_seed(random.getrandbits(32))
+    update_P = torch.randn(P, generator=generator) * 10.0 ** random.randint(-8, 0)
+    if random.random() < 0.5:
+        update_P *= torch.rand(P, generator=generator) < random.choice((0.0, 0.01, 0.1))
+    return encode(update_P, torch.zeros(P), codec=codec, feedback=1.0).blob
+
+
+def try_other_codecs(seed: int, count: int) -> Counter[str]:
+    """What is not refused is what the plain reference says, and has one encoding."""
+    print(f"seed {seed}")
+    random, found = Random(seed), Counter[str]()
+    for _ in range(count):
+        codec, P = random.choice(OTHER_CODECS), random.choice(OTHER_SIZES)
+        blob, chance = other_contribution(codec, P, random), random.random()
+        if chance < 0.2:
+            blob = mutate(blob, other_contribution(codec, P, random), random)
+        elif chance < 0.9 and blob:
+            blob = touched(blob, len(blob), random)
+        try:
+            value_P = decode(blob, P, codec)
+        except BlobError as error:
+            found[f"{codec}: {error.reason}"] += 1
+            continue
+        found[codec] += 1
+        assert value_P.tolist() == decode_reference(blob, P, codec), (seed, codec, P)
+        again = encode(to_float(value_P), torch.zeros(P), codec=codec, feedback=1.0)
+        assert again.blob == blob, (seed, codec, P)
+    return found
 
 
 def state(P: int, random: Random) -> bytes:
@@ -129,6 +164,13 @@ def test_a_damaged_contribution_means_what_the_rules_say_or_is_refused() -> None
     try_contributions(1_000_000, 1_000)
 
 
+def test_a_damaged_contribution_of_any_codec_has_one_encoding_or_is_refused() -> None:
+    found = try_other_codecs(2_000_000, 1_000)
+    wanted = {"dense-int4", "sparse-2bit", "none", "sparse-2bit: order", "sparse-2bit: canonical"}
+    more = {"sparse-2bit: loudness", "dense-int4: canonical", "none: level", "none: length"}
+    assert wanted | more <= set(found), found
+
+
 def test_a_damaged_state_is_refused_or_the_one_encoding_of_another() -> None:
     try_states(1_000_000, 500)
 
@@ -137,6 +179,7 @@ def test_a_damaged_state_is_refused_or_the_one_encoding_of_another() -> None:
 @pytest.mark.parametrize("seed", seeds("0:100"))
 def test_a_slice_of_damaged_contributions_and_states(seed: int) -> None:
     try_contributions(seed, SLICE)
+    try_other_codecs(seed, SLICE // 4)
     try_states(seed, SLICE)
 
 

@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from peerformer import events
 from peerformer.events import Journal
 from peerformer.gradients.audit import check_bounds
-from peerformer.gradients.compress import BLOCK, encoded_size
+from peerformer.gradients.compress import encoded_size
+from peerformer.gradients.dense import BLOCK
 from peerformer.gradients.fixed_point import state_size_bytes
 from peerformer.interface.cli import main
 from peerformer.model.transformer import Transformer
