@@ -14,7 +14,8 @@ from peerformer.data.batches import Batches
 from peerformer.data.shards import ShardSet
 from peerformer.data.synthetic import synthetic_documents
 from peerformer.data.tokenizer import train_tokenizer
-from peerformer.gradients.compress import BLOCK, decode
+from peerformer.gradients.compress import decode
+from peerformer.gradients.dense import BLOCK
 from peerformer.gradients.fixed_point import FRACTION_BITS, AgreedState, to_float
 from peerformer.model.transformer import Transformer, initialise
 from peerformer.settings import resolve
