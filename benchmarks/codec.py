@@ -1,6 +1,6 @@
 """Time the codecs and the rules on seven contributions: `python benchmarks/codec.py [--json]`.
 
-One thread (or `--threads`); each part is timed several times, interleaved; median and worst are shown.
+One thread (or `--threads`); each part is timed several times, interleaved: median and worst.
 """
 
 import argparse

@@ -357,9 +357,9 @@ class Troubled:
         self.world.hosts[index].disk.full = False
 
     def _leave(self, index: int) -> None:
-        voters = self.size - len(self.leaving)
-        if self.healed or voters <= 4 or tolerated_faults(voters - 1) < tolerated_faults(self.size):
-            return  # f of the others may be liars: leaving must not make them too many
+        voters = min(self.size, self.world.limits.committee_size) - len(self.leaving)
+        if self.healed or voters <= 4 or tolerated_faults(voters - 1) < self.faults:
+            return  # f of the others may be liars or dead: leaving must not make them too many
         self.leaving.add(index)
         self.counts["leaves"] += 1
         self.world.command(index, Command("leave"))
