@@ -11,8 +11,9 @@ import time
 
 import torch
 
-from peerformer.gradients.aggregate import Rule, aggregate
+from peerformer.gradients.aggregate import aggregate
 from peerformer.gradients.compress import CODECS, decode, encode
+from peerformer.gradients.rules import Rule
 
 AGGREGATED = "dense-int8"
 CONTRIBUTIONS = 7

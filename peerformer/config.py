@@ -101,8 +101,7 @@ class SwarmConfig:
     )
     rule: str = setting(
         "robust",
-        "aggregation: the default robust rule, or the plain mean",
-        choices=("robust", "mean"),
+        "aggregation: robust, cheap, mean, or parts joined by + (docs/learning.md lists them)",
     )
     outer_learning_rate: float = setting(0.7, "outer Nesterov step", least=0.0, most=4.0)
     outer_momentum: float = setting(0.5, "outer Nesterov momentum", least=0.0, most=0.999)

@@ -24,56 +24,15 @@ from blake3 import blake3
 from numpy.typing import NDArray
 from torch import Tensor
 
-from peerformer.gradients.compress import VALUE_MAX
+from peerformer.gradients import weights
+from peerformer.gradients.codec import VALUE_MAX
 from peerformer.gradients.fixed_point import CHUNK, norm
+from peerformer.gradients.rules import BY_DISTANCE, FACTOR_ONE, Rule
+from peerformer.gradients.sketch import Int32, Int64, sketches, squared_distances
 
 CONTRIBUTIONS_MAX = 64  # scaled by 4, this many of the largest values still sum within int32
-FACTOR_ONE = 1 << 16
-SKETCH_BUCKETS = CHUNK  # a squared distance has a standard deviation of at most 1.1 %
 NORMS_LEAST = 3  # fewer recent norms have no meaningful median
-SKETCH_CONTEXT = "peerformer 2026 count-sketch of contributions"
-
-_SKETCH_FLUSH = 256  # chunks: as many of the largest values sum within int32
-_HALF_BITS = 21  # a bucket has at most 2^43: the squares of both halves sum within int64
-
-Int32 = NDArray[np.int32]
-Int64 = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How contributions are combined.
-
-    Attributes:
-        name: what genesis calls it.
-        equal_norms: bring every contribution to the median norm.
-        mixing: replace each by the mean of its nearest neighbours.
-        trimming: drop the extremes of each coordinate.
-        clip_low_q16: smallest factor to the median norm, in units of 2^-16.
-        clip_high_q16: largest factor to the median norm, in units of 2^-16; at most 4.
-        norm_cap: largest norm of the result, in medians of the recent norms; None is no cap.
-    """
-
-    name: str
-    equal_norms: bool
-    mixing: bool
-    trimming: bool
-    clip_low_q16: int = FACTOR_ONE // 4
-    clip_high_q16: int = FACTOR_ONE * 4
-    norm_cap: int | None = 2
-
-    @classmethod
-    def named(cls, name: str) -> "Rule":
-        """Return the rule `robust` or `mean`.
-
-        Raises:
-            ValueError: there is no such rule.
-        """
-        if name == "robust":
-            return cls(name, equal_norms=True, mixing=True, trimming=True)
-        if name == "mean":
-            return cls(name, equal_norms=False, mixing=False, trimming=False, norm_cap=None)
-        raise ValueError(f"unknown rule {name!r}; choose one of: robust, mean")
+PAIRS_CONTEXT = "peerformer 2026 pairs of contributions"
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +66,7 @@ def aggregate(
         return Aggregate(torch.zeros(0, dtype=torch.int32), 0, ())
     values = [_checked(contribution_P) for contribution_P in contributions]
     factors: list[int | None] = [FACTOR_ONE] * len(values)
-    if rule.equal_norms:
+    if rule.norms:
         factors = scale_factors([norm(contribution) for contribution in contributions], rule)
     refused = tuple((index, "norm") for index, factor in enumerate(factors) if factor is None)
     kept = [(value, factor) for value, factor in zip(values, factors, strict=True) if factor]
@@ -136,6 +95,8 @@ def scale_factors(norms: Sequence[int], rule: Rule) -> list[int | None]:
     assert rule.clip_high_q16 <= 4 * FACTOR_ONE
     median = _lower_median(norms)
     factors = [median * FACTOR_ONE // length if length else 0 for length in norms]
+    if rule.norms == "norm-clipping":
+        return [min(FACTOR_ONE, max(factor, 1)) for factor in factors]
     low, high = max(1, rule.clip_low_q16), rule.clip_high_q16
     return [factor if low <= factor <= high else None for factor in factors]
 
@@ -151,117 +112,123 @@ def _shrink(update_P: Int32, factor_q32: int) -> None:
         update_P[part] = (update_P[part].astype(np.int64) * factor_q32) >> 32
 
 
-# --- distances ---------------------------------------------------------------------------------
-
-
-def sketches(values: Sequence[Int32], seed: bytes) -> list[Int64]:
-    """Return a count-sketch of each vector: int64 (S,), linear, of nearly the same norm.
-
-    Coordinate p of chunk c gets a random sign and goes to bucket (p + rotation_c) mod S. Two
-    coordinates of a chunk never collide, two of different chunks do with probability 1/S, which is
-    all that the variance bound of a count-sketch asks for; and whole chunks are added at once.
-    """
-    P = len(values[0])
-    rotations, packed_signs = _randomness(P, seed)
-    totals = [np.zeros(SKETCH_BUCKETS, np.int64) for _ in values]
-    sums = [np.zeros(SKETCH_BUCKETS, np.int32) for _ in values]
-    signed = np.empty(CHUNK, np.int32)
-    for chunk, rotation in enumerate(rotations):
-        part = slice(chunk * CHUNK, min(P, (chunk + 1) * CHUNK))
-        size = part.stop - part.start
-        bits = np.unpackbits(packed_signs[part.start // 8 :][: CHUNK // 8], count=size)
-        signs_C = 1 - 2 * bits.astype(np.int32)
-        straight = min(size, SKETCH_BUCKETS - rotation)
-        for value, bucket_sums in zip(values, sums, strict=True):
-            np.multiply(value[part], signs_C, out=signed[:size])
-            bucket_sums[rotation : rotation + straight] += signed[:straight]
-            bucket_sums[: size - straight] += signed[straight:size]
-        if (chunk + 1) % _SKETCH_FLUSH == 0 or part.stop == P:
-            for total, bucket_sums in zip(totals, sums, strict=True):
-                total += bucket_sums
-                bucket_sums[:] = 0
-    return totals
-
-
-def _randomness(P: int, seed: bytes) -> tuple[list[int], NDArray[np.uint8]]:
-    """Return a rotation for each chunk, and a sign bit for each coordinate (1 is minus)."""
-    chunks = -(-P // CHUNK)
-    stream = blake3(seed, derive_key_context=SKETCH_CONTEXT).digest(2 * chunks + -(-P // 8))
-    rotations = np.frombuffer(stream, "<u2", chunks) % SKETCH_BUCKETS
-    return rotations.tolist(), np.frombuffer(stream, np.uint8, offset=2 * chunks)
-
-
-def sketch_reference(value: Sequence[int], seed: bytes) -> list[int]:
-    """The sketch of one vector, coordinate by coordinate."""
-    rotations, packed_signs = _randomness(len(value), seed)
-    sketch = [0] * SKETCH_BUCKETS
-    for p, number in enumerate(value):
-        minus = packed_signs[p // 8] >> (7 - p % 8) & 1
-        sketch[(p + rotations[p // CHUNK]) % SKETCH_BUCKETS] += -number if minus else number
-    return sketch
-
-
-def squared_distance(a_S: Int64, b_S: Int64) -> int:
-    """Return the exact squared distance of two sketches whose entries are below 2^42."""
-    difference = a_S - b_S
-    high, low = difference >> _HALF_BITS, difference & (2**_HALF_BITS - 1)
-    squares, mixed = int(high.dot(high)), int(high.dot(low))
-    return (squares << 2 * _HALF_BITS) + (mixed << _HALF_BITS + 1) + int(low.dot(low))
-
-
-def neighbours(sketches_of: Sequence[Int64], count: int) -> list[list[int]]:
-    """Return, for each sketch, itself and its nearest others, `count` in all; ties by index."""
-    K = len(sketches_of)
-    distance = [[0] * K for _ in range(K)]
-    for i in range(K):
-        for j in range(i):
-            distance[i][j] = distance[j][i] = squared_distance(sketches_of[i], sketches_of[j])
-    near = []
-    for i, row in enumerate(distance):
-        ranked = sorted((j != i, row[j], j) for j in range(K))
-        near.append(sorted(j for _, _, j in ranked[:count]))
-    return near
-
-
 # --- combination -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is computed of the scaled contributions, coordinate by coordinate.
+
+    Attributes:
+        buckets: who is averaged first, rounded down; empty for nobody.
+        near: whose sum takes each one's place, all of one number; empty for nobody.
+        trim: how many of the lowest and of the highest are dropped.
+        weights: how much each of the rest counts; empty if all alike.
+    """
+
+    buckets: tuple[tuple[int, ...], ...] = ()
+    near: tuple[tuple[int, ...], ...] = ()
+    trim: int = 0
+    weights: tuple[int, ...] = ()
+
+    def divisor(self, K: int) -> int:
+        """By what the sum at the end is divided."""
+        rows = len(self.buckets) or K
+        counted = sum(self.weights) if self.weights else rows - 2 * self.trim
+        return counted * (len(self.near[0]) if self.near else 1)
+
+
+def plan_for(values: Sequence[Int32], factors: Sequence[int], rule: Rule, seed: bytes) -> Plan:
+    """Return what a rule comes to for these contributions."""
+    K = len(values)
+    f = (K - 1) // 3
+    squares: list[list[int]] = []
+    if (rule.mixing and f) or rule.final in BY_DISTANCE:
+        scaled = [
+            s * factor >> 16 for s, factor in zip(sketches(values, seed), factors, strict=True)
+        ]
+        squares = squared_distances(scaled)
+    buckets: tuple[tuple[int, ...], ...] = ()
+    rows = K
+    if rule.bucketing:
+        buckets = _pairs(K, seed)
+        rows, f = len(buckets), min(f, (len(buckets) - 1) // 2)
+        squares = weights.of_means(squares, buckets) if squares else squares
+    near: tuple[tuple[int, ...], ...] = ()
+    if rule.mixing and f:  # without a liar to expect, the mean of means is the mean
+        near = tuple(tuple(group) for group in weights.nearest(squares, rows - f))
+        squares = weights.of_means(squares, near) if rule.final in BY_DISTANCE else squares
+    trim = {"trimmed-mean": f, "coordinate-median": (rows - 1) // 2}.get(rule.final, 0)
+    return Plan(buckets, near, trim, _weights(squares, f, rule))
+
+
+def _weights(squares: list[list[int]], f: int, rule: Rule) -> tuple[int, ...]:
+    match rule.final:
+        case "krum":
+            return tuple(weights.krum(squares, f, count=1))
+        case "multi-krum":
+            return tuple(weights.krum(squares, f, count=len(squares) - f))
+        case "geometric-median":
+            return tuple(weights.geometric_median(squares))
+        case "centred-clipping":
+            return tuple(weights.centred_clipping(squares))
+    return ()
+
+
+def _pairs(K: int, seed: bytes) -> tuple[tuple[int, ...], ...]:
+    """Return random pairs, and one alone if K is odd."""
+    keys = [blake3(seed + bytes([i]), derive_key_context=PAIRS_CONTEXT).digest() for i in range(K)]
+    order = sorted(range(K), key=keys.__getitem__)
+    return tuple(tuple(sorted(order[i : i + 2])) for i in range(0, K, 2))
 
 
 def _combine(
     values: list[Int32], factors: list[int], rule: Rule, seed: bytes, update: Int32
 ) -> None:
-    """Scale, mix, trim and average into `update`, chunk by chunk."""
-    K = len(values)
-    f = (K - 1) // 3
-    near = [[i] for i in range(K)]
-    if rule.mixing and f:  # without a liar to expect, the mean of means is the mean
-        scaled = [
-            s * factor >> 16 for s, factor in zip(sketches(values, seed), factors, strict=True)
-        ]
-        near = neighbours(scaled, K - f)
-    trim = f if rule.trimming else 0
-    network = selection_network(K, trim)
-    divisor = len(near[0]) * (K - 2 * trim)
+    """Scale, pair, mix, trim or weigh, and average into `update`, chunk by chunk."""
+    K, plan = len(values), plan_for(values, factors, rule, seed)
+    rows_left = len(plan.buckets) or K
+    network = selection_network(rows_left, plan.trim)
+    divisor = plan.divisor(K)
     # A scaled value is below VALUE_MAX * 4 < 2^25, and so many of them sum within int32.
-    wide: NDArray[Any] = np.empty(CHUNK, np.int32 if divisor <= CONTRIBUTIONS_MAX else np.int64)
+    narrow = divisor <= CONTRIBUTIONS_MAX and not plan.weights
+    wide: NDArray[Any] = np.empty(CHUNK, np.int32 if narrow else np.int64)
     product = np.empty(CHUNK, np.int64)
     buffers = np.empty((2 * K + 2, CHUNK), np.int32)
     for start in range(0, len(update), CHUNK):
         part = slice(start, start + CHUNK)
         size = len(update[part])
         rows = [row[:size] for row in buffers]
-        scaled_C, mixed_C, (total_C, spare_C) = rows[:K], rows[K:-2], rows[-2:]
-        for value, factor, out in zip(values, factors, scaled_C, strict=True):
+        current, mixed_C, (total_C, spare_C) = rows[:K], rows[K:-2], rows[-2:]
+        for value, factor, out in zip(values, factors, current, strict=True):
             _scale(value[part], factor, product[:size], out)
-        if len(near[0]) > 1:
-            _mix(scaled_C, near, total_C, mixed_C)
-        else:
-            mixed_C = scaled_C
+        if plan.buckets:
+            current = _pair(current, plan.buckets)
+        if plan.near:
+            mixed_C = mixed_C[:rows_left]
+            _mix(current, plan.near, total_C, mixed_C)
+            current = mixed_C
         sum_C = wide[:size]
         sum_C[:] = 0
-        for row in _kept(mixed_C, spare_C, network, trim):
-            sum_C += row
+        if plan.weights:
+            for row, weight in zip(current, plan.weights, strict=True):
+                if weight:
+                    np.multiply(row, weight, out=product[:size], dtype=np.int64)
+                    sum_C += product[:size]
+        else:
+            for row in _kept(current, spare_C, network, plan.trim):
+                sum_C += row
         np.floor_divide(sum_C, divisor, out=sum_C)
         np.copyto(update[part], sum_C, casting="same_kind")
+
+
+def _pair(rows: list[Int32], buckets: Sequence[Sequence[int]]) -> list[Int32]:
+    """Return the mean of each bucket, rounded down; overwrites its first row."""
+    for first, *others in buckets:
+        for other in others:
+            rows[first] += rows[other]
+        np.floor_divide(rows[first], 1 + len(others), out=rows[first])
+    return [rows[first] for first, *_ in buckets]
 
 
 def _scale(value_C: Int32, factor_q16: int, product_C: Int64, out_C: Int32) -> None:
@@ -275,7 +242,7 @@ def _scale(value_C: Int32, factor_q16: int, product_C: Int64, out_C: Int32) -> N
 
 
 def _mix(
-    scaled_C: list[Int32], near: list[list[int]], total_C: Int32, mixed_C: list[Int32]
+    scaled_C: list[Int32], near: Sequence[Sequence[int]], total_C: Int32, mixed_C: list[Int32]
 ) -> None:
     """Write the sum of each one's neighbours: the sum of all, less the few that are far."""
     np.copyto(total_C, scaled_C[0])
@@ -334,14 +301,18 @@ def _merge_exchange(K: int) -> Iterator[tuple[int, int]]:
         p >>= 1
 
 
-def combine_reference(
-    values: list[list[int]], factors: list[int], near: list[list[int]], trim: int
-) -> list[int]:
-    """Scale, mix, trim and average, coordinate by coordinate."""
-    K, update = len(values), []
+def combine_reference(values: list[list[int]], factors: list[int], plan: Plan) -> list[int]:
+    """Scale, pair, mix, trim or weigh, and average, coordinate by coordinate."""
+    update = []
     for p in range(len(values[0])):
-        scaled = [values[i][p] * factors[i] >> 16 for i in range(K)]
-        mixed = sorted(sum(scaled[j] for j in near[i]) for i in range(K))
-        kept = mixed[trim : K - trim]
-        update.append(sum(kept) // (len(near[0]) * len(kept)))
+        row = [value[p] * factor >> 16 for value, factor in zip(values, factors, strict=True)]
+        if plan.buckets:
+            row = [sum(row[i] for i in bucket) // len(bucket) for bucket in plan.buckets]
+        if plan.near:
+            row = [sum(row[i] for i in group) for group in plan.near]
+        if plan.weights:
+            total = sum(value * weight for value, weight in zip(row, plan.weights, strict=True))
+        else:
+            total = sum(sorted(row)[plan.trim : len(row) - plan.trim])
+        update.append(total // plan.divisor(len(values)))
     return update

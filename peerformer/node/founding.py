@@ -11,7 +11,7 @@ from pathlib import Path
 
 from peerformer.config import Config
 from peerformer.data.prepare import Prepared, prepare
-from peerformer.errors import SwarmError
+from peerformer.errors import ConfigError, SwarmError
 from peerformer.gradients.compress import encoded_size
 from peerformer.model.transformer import Transformer, initialise
 from peerformer.node.directory import SwarmDirectory, write_durably
@@ -20,7 +20,7 @@ from peerformer.protocol.identity import HashChain, KeyPair, hash_of
 from peerformer.protocol.merkle import state_root
 from peerformer.settings import to_json
 from peerformer.train.agreed import initial_state
-from peerformer.train.recipe import recipe_bytes
+from peerformer.train.recipe import recipe_bytes, rule_of
 
 
 def file_hash(data: bytes) -> bytes:
@@ -46,9 +46,11 @@ def found(
     Raises:
         SwarmError: if there is a swarm in the directory already.
         DataError: if there is nothing to learn from.
+        ConfigError: if the rule needs more contributions than there are founders.
     """
     if directory.genesis_file.exists():
         raise SwarmError("a swarm was founded here already", where=str(directory.path))
+    _check_rule(config, len(seeds))
     directory.path.mkdir(parents=True, exist_ok=True)
     prepared = prepare_text(config, directory, report)
     vocab_size = prepared.tokenizer.vocab_size  # less than asked for where there is little text
@@ -83,6 +85,25 @@ def found(
     write_durably(directory.path / "run.json", json.dumps(run, indent=1).encode())
     write_durably(directory.genesis_file, genesis.to_bytes())
     return genesis
+
+
+def _check_rule(config: Config, founders: int) -> None:
+    """Refuse a rule that so few cannot feed."""
+    least = rule_of(config).contributions_least
+    if founders < least:
+        raise ConfigError(
+            f"the rule {config.swarm.rule} needs {least} contributions, and there are"
+            f" {founders} founders",
+            where="swarm.rule",
+            hint=f"--peers {least}, or --swarm.rule robust",
+        )
+    if config.swarm.contributions_min < least:
+        raise ConfigError(
+            f"the rule {config.swarm.rule} needs {least} contributions, and a round may have"
+            f" {config.swarm.contributions_min}",
+            where="swarm.contributions_min",
+            hint=f"--swarm.contributions-min {least}: with fewer, nothing changes in a round",
+        )
 
 
 def limits_of(config: Config) -> Limits:

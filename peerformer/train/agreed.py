@@ -57,12 +57,13 @@ from torch import Tensor, nn
 
 from peerformer.config import Config
 from peerformer.data.batches import Batches
-from peerformer.gradients.aggregate import Rule, aggregate
+from peerformer.gradients.aggregate import aggregate
 from peerformer.gradients.audit import score_micronats
 from peerformer.gradients.compress import BlobError, decode, encode
 from peerformer.gradients.fixed_point import AgreedState, Layout, outer_step, to_fixed, to_float
 from peerformer.train.feedback import Feedback
 from peerformer.train.optimizer import build_optimizer, optimizer_tensors
+from peerformer.train.recipe import rule_of
 from peerformer.train.replica import Replica
 from peerformer.train.schedule import learning_rate_scale
 
@@ -279,7 +280,7 @@ class AgreedReplica:
         size, swarm = self.layout.size, self.config.swarm
         contributions = [decode(blob, size, swarm.codec) for _, blob in blobs]
         outcome = aggregate(
-            contributions, rule=Rule.named(swarm.rule), seed=seed, recent_norms=self.state.norms
+            contributions, rule=rule_of(self.config), seed=seed, recent_norms=self.state.norms
         )
         refused = tuple(blobs[index][0] for index, _ in outcome.refused)
         if len(refused) == len(blobs):

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from peerformer.config import Config, DataConfig
 from peerformer.errors import ConfigError
+from peerformer.gradients.rules import Rule
 from peerformer.settings import from_json, to_json
 
 _SHARED = ("model", "optimizer", "training", "swarm", "size")
@@ -24,6 +25,19 @@ def recipe_bytes(config: Config) -> bytes:
     return json.dumps(shared, sort_keys=True, separators=(",", ":")).encode()
 
 
+def rule_of(config: Config) -> Rule:
+    """Return the rule by which a configuration combines contributions.
+
+    Raises:
+        ConfigError: if there is no such rule.
+    """
+    try:
+        return Rule.named(config.swarm.rule)
+    except ValueError as error:
+        what, _, known = str(error).partition("; ")
+        raise ConfigError(what, where="swarm.rule", hint=known) from error
+
+
 def recipe_config(recipe: bytes, *, threads: int = 0, data: DataConfig | None = None) -> Config:
     """Return the configuration that a recipe stands for, with this peer's own settings.
 
@@ -35,5 +49,6 @@ def recipe_config(recipe: bytes, *, threads: int = 0, data: DataConfig | None = 
     except (ValueError, RecursionError) as error:  # nested without end, within its size
         raise ConfigError("the swarm's recipe is not JSON", why=str(error)) from error
     config = from_json(mapping, where="the swarm's recipe")
+    rule_of(config)
     training = replace(config.training, threads=threads)
     return replace(config, training=training, data=data or config.data)

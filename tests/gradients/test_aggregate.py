@@ -12,29 +12,32 @@ from hypothesis import strategies as st
 
 from peerformer.gradients.aggregate import (
     CONTRIBUTIONS_MAX,
-    FACTOR_ONE,
-    SKETCH_BUCKETS,
-    Rule,
-    _randomness,
+    Plan,
     aggregate,
     combine_reference,
-    neighbours,
     scale_factors,
     selection_network,
-    sketch_reference,
-    sketches,
-    squared_distance,
 )
 from peerformer.gradients.compress import VALUE_MAX
 from peerformer.gradients.fixed_point import CHUNK, norm
+from peerformer.gradients.rules import FACTOR_ONE, Rule
+from peerformer.gradients.sketch import (
+    SKETCH_BUCKETS,
+    _randomness,
+    sketch_reference,
+    sketches,
+    squared_distance,
+    squared_distances,
+)
+from peerformer.gradients.weights import nearest
 
 ROBUST, MEAN = Rule.named("robust"), Rule.named("mean")
 RULES = [
     ROBUST,
     MEAN,
     replace(ROBUST, mixing=False),
-    replace(ROBUST, trimming=False),
-    replace(ROBUST, equal_norms=False),
+    replace(ROBUST, final="mean"),
+    replace(ROBUST, norms=""),
 ]
 
 
@@ -51,16 +54,17 @@ def reference(contributions, rule, seed):
     """The whole rule but the cap, from the plain parts."""
     K = len(contributions)
     norms = [norm(contribution) for contribution in contributions]
-    factors = scale_factors(norms, rule) if rule.equal_norms else [FACTOR_ONE] * K
+    factors = scale_factors(norms, rule) if rule.norms else [FACTOR_ONE] * K
     kept = [i for i in range(K) if factors[i]]
     f = (len(kept) - 1) // 3
     values, factors = [contributions[i].tolist() for i in kept], [factors[i] for i in kept]
-    near = [[i] for i in range(len(kept))]
+    near = ()
     if rule.mixing:
         plain = [np.array(sketch_reference(value, seed)) for value in values]
         scaled = [s * factor >> 16 for s, factor in zip(plain, factors, strict=True)]
-        near = neighbours(scaled, len(kept) - f)
-    return combine_reference(values, factors, near, f if rule.trimming else 0)
+        near = tuple(map(tuple, nearest(squared_distances(scaled), len(kept) - f)))
+    plan = Plan(near=near, trim=f if rule.final == "trimmed-mean" else 0)
+    return combine_reference(values, factors, plan)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -147,10 +151,10 @@ def test_a_squared_distance_is_exact(values, random):
 
 
 def test_each_is_its_own_neighbour_and_ties_go_to_the_lower_index():
-    same = [np.zeros(4, np.int64)] * 5
-    assert neighbours(same, 3) == [[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 3], [0, 1, 4]]
-    line = [np.array([x]) for x in (0, 1, 10, 11, 12)]
-    assert neighbours(line, 2) == [[0, 1], [0, 1], [2, 3], [2, 3], [3, 4]]
+    same = squared_distances([np.zeros(4, np.int64)] * 5)
+    assert nearest(same, 3) == [[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 3], [0, 1, 4]]
+    line = squared_distances([np.array([x]) for x in (0, 1, 10, 11, 12)])
+    assert nearest(line, 2) == [[0, 1], [0, 1], [2, 3], [2, 3], [3, 4]]
 
 
 def test_every_order_given_tells_the_same_contributions_apart_alike():

@@ -10,9 +10,10 @@ no better than the mean: there it only has to stay near what it reaches without 
 import pytest
 import torch
 
-from peerformer.gradients.aggregate import Rule, aggregate
+from peerformer.gradients.aggregate import aggregate
 from peerformer.gradients.compress import decode, encode
 from peerformer.gradients.fixed_point import AgreedState, outer_step, to_float
+from peerformer.gradients.rules import Rule
 
 CODEC = "dense-int8"
 HONEST, LIARS, SIZE, ROUNDS = 5, 2, 3000, 30

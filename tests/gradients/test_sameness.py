@@ -15,7 +15,8 @@ import sys
 import numpy as np
 import torch
 from blake3 import blake3
-from peerformer.gradients.aggregate import Rule, aggregate
+from peerformer.gradients.aggregate import aggregate
+from peerformer.gradients.rules import Rule
 from peerformer.gradients.audit import similarity_permille
 from peerformer.gradients.compress import decode, encode
 from peerformer.gradients.fixed_point import AgreedState, outer_step, to_fixed
