@@ -17,8 +17,27 @@ from peerformer.protocol.identity import blob_hash, hash_of
 
 # These need the bench while messages are handled, or the world's own way of serving.
 SIMULATED_ONLY = ("split", "no-reproposal", "withhold-blob", "half-serve", "bad-state")
-ATTACKS = {
+POISONS = {  # attacks on learning; `train.poison` makes them
     "sign-flip": "sends the opposite of what it trained, at the same norm",
+    "sign-flip-10": "sends the opposite of what it trained, ten times",
+    "gaussian": "sends noise as long as what it trained",
+    "gaussian-10": "sends noise ten times as long",
+    "ipm-0.1": "sends a tenth of the honest mean, against it",
+    "ipm-0.5": "sends half of the honest mean, against it",
+    "ipm-1": "sends the opposite of the honest mean",
+    "ipm-adaptive": "sends as much against the honest mean as the scorers let pass",
+    "alie": "sends what is just inside the spread of the honest, on the wrong side",
+    "mimic": "sends what one honest peer sends, always the same one's",
+    "zero": "sends nothing, in the form of something",
+    "tiny": "sends a thousandth of what it trained",
+    "stale-replay": "sends its first update again and again",
+    "slow-drift": "adds a little in one direction, always the same",
+    "label-flip": "trains towards the opposite end of the vocabulary",
+    "other-shard": "trains on other data than was assigned",
+    "half-steps": "trains half of the steps",
+}
+ATTACKS = {
+    **POISONS,
     "garbage": "sends contributions that do not decode",
     **{name: what for name, what in byzantine.ATTACKS.items() if name not in SIMULATED_ONLY},
 }
@@ -54,12 +73,12 @@ class Garbler:
 
 
 def corrupt(peer: Peer, attack: str, *, from_round: int = 0) -> Participant:
-    """Return a liar made of a peer. For `sign-flip` the bench itself is told to flip."""
+    """Return a liar made of a peer. For attacks on learning the bench itself is told."""
     assert attack in ATTACKS, attack
-    if attack == "sign-flip":
-        flip = getattr(peer.bench, "flip_from", None)
-        assert flip is not None, "this bench cannot flip its contribution"
-        flip(from_round)
+    if attack in POISONS:
+        poison = getattr(peer.bench, "poison_from", None)
+        assert poison is not None, "this bench cannot poison its contribution"
+        poison(attack, from_round)
         return peer
     if attack == "garbage":
         return Garbler(peer, from_round)

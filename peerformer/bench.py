@@ -113,6 +113,6 @@ class TensorBench:
         self.computed.clear()
         self.on_state(served)
 
-    def flip_from(self, round_number: int) -> None:
-        """Send the opposite of what is trained, from a round on (an attack)."""
-        self.replica.flip_from(round_number)
+    def poison_from(self, name: str, round_number: int) -> None:
+        """Tell an attack on learning from a round on."""
+        self.replica.poison_from(name, round_number)

@@ -8,6 +8,7 @@ keep to the protocol are judged.
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 
+from peerformer.adversary import POISONS
 from peerformer.protocol.certificates import vote_of
 from peerformer.protocol.codec import decode, encode
 from peerformer.protocol.conduct import slot_of
@@ -82,7 +83,7 @@ class Invariants:
         raise Violation(self.seed, invariant, what)
 
     def _judged(self, host: Host) -> bool:
-        return host.honest or set(host.attacks) <= {"poison", "sign-flip"}
+        return host.honest or set(host.attacks) <= {"poison", *POISONS}
 
     # --- what a host writes and says -----------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from blake3 import blake3
+from torch import Tensor
 
 from peerformer.bench import ServedState, TensorBench
 from peerformer.config import (
@@ -76,6 +77,7 @@ class RealReplicas:
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.held_out = self._text("held out", STORIES_HELD_OUT)
         self.bits_per_byte: dict[int, float] = {}  # of the agreed state, by round
+        self.updates: dict[int, list[Tensor]] = {}  # of honest peers, by round: liars see them
 
     @property
     def state_size(self) -> int:
@@ -97,14 +99,20 @@ class RealReplicas:
         text = self._text(me.hex(), STORIES_A_HOST)
         state = AgreedState.from_bytes(self.first_state(), self.parameters)
         replica = AgreedReplica(self.config, model, scorer, state, text, self.held_out)
+        replica.on_update = self._note_update
+        replica.honest_updates = lambda number: self.updates.get(number, [])
         bench = TensorBench(replica, on_state=lambda served: self._measure(replica, served))
         if poisons:
-            bench.flip_from(0)
+            bench.poison_from("sign-flip", 0)
         return bench
 
     def state_of(self, bench: Any) -> tuple[int, bytes]:
         """Return the round and the bytes of the bench's agreed state."""
         return bench.replica.round, bench.replica.state.to_bytes()
+
+    def _note_update(self, number: int, update_P: Tensor) -> None:
+        self.updates.setdefault(number, []).append(update_P)
+        self.updates.pop(number - 2, None)
 
     def _text(self, whose: str, stories: int) -> Batches:
         """Make stories of the seed and a name into bytes with their ends marked."""

@@ -70,8 +70,8 @@ class ToyBench:
         self.round, self.computed = round_number, {}
         return apply is not None or state_root(self.state) == root
 
-    def flip_from(self, round_number: int) -> None:
-        """Do harm: what a hash has for an opposite."""
+    def poison_from(self, name: str, round_number: int) -> None:
+        """Do harm: what a hash has for any attack on learning."""
         self.poisons = True
 
     def install(self, round_number: int, root: bytes, state: bytes) -> bool:

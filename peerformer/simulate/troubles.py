@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from random import Random
 
+from peerformer.adversary import POISONS
 from peerformer.byzantine import ATTACKS
 from peerformer.errors import ConfigError
 from peerformer.protocol.checkpoint import newest_checkpoint
@@ -27,6 +28,7 @@ SIZES = (4, 4, 4, 5, 5, 6, 7, 7, 8, 9, 10, 11, 12, 13)  # small worlds break soo
 TROUBLE_SECONDS = 45.0
 TRAIN_SECONDS = (0.3, 1.0, 2.5)  # of the fastest host: short rounds are many rounds
 AMBUSHES_MAX = 3
+LATE_SECONDS = 1.0  # of liars that want to know first: less than others wait
 PLAYED_SECONDS_MAX = 120.0  # a schedule that has begun is played to its end
 ABOUT_LOCKS = 0.25
 LIES_ABOUT_LOCKS = (("no-reproposal", "double-vote", "amnesia"), ("desert",))
@@ -100,11 +102,11 @@ def parse_adversaries(text: str) -> tuple[tuple[str, ...], ...]:
     for part in filter(None, text.split(",")):
         names, _, number = part.strip().partition("*")
         attacks = tuple(names.split("+"))
-        unknown = [name for name in attacks if name not in LIARS_TOLD and name != "sign-flip"]
+        unknown = [name for name in attacks if name not in LIARS_TOLD and name not in POISONS]
         if unknown or not (number or "1").isdigit():
             raise ConfigError(
                 f"--adversaries cannot read {part!r}",
-                why=f"known: {', '.join(sorted(LIARS_TOLD))}",
+                why=f"known: {', '.join(sorted({*LIARS_TOLD, *POISONS}))}",
                 hint='--adversaries "equivocate*1,silent*1"',
             )
         liars += [attacks] * int(number or 1)
@@ -147,6 +149,8 @@ class Troubled:
         self.schedules: Schedules | None = None
         if self.about_locks:
             self.schedules = Schedules(self.world, Random(f"schedules {seed}"), self.honest)
+        # They train last, and so know what the honest trained.
+        self.poisoners = {i for i, names in liars.items() if POISONS.keys() & set(names)}
         self.leaving: set[int] = set()
         self.invited = self._invite()
         self.torn_left = self.faults - len(liars)
@@ -238,7 +242,11 @@ class Troubled:
         if plan.has("crashes", "partitions"):
             self._lie_in_wait()
         fastest = random.choice(TRAIN_SECONDS)
-        self.world.works.train_seconds = lambda _: fastest * (1 + self.world.random.random() / 2)
+        self.world.works.train_seconds = lambda index: (
+            fastest * 1.5 + LATE_SECONDS
+            if index in self.poisoners
+            else fastest * (1 + self.world.random.random() / 2)
+        )
         self.world.at(WATCH_SECONDS, self._watch)
 
     def _lie_in_wait(self) -> None:

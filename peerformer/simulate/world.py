@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from random import Random
 
-from peerformer.adversary import corrupt
+from peerformer.adversary import POISONS, corrupt
 from peerformer.byzantine import Byzantine, Plot
 from peerformer.peer import Participant, Peer
 from peerformer.protocol.anchoring import Anchoring
@@ -51,7 +51,7 @@ from peerformer.simulate.works import Works
 TRACE_KEPT = 4_000
 FRAMES_KEPT = 4_096
 LIMITS = Limits(admission=ADMISSION_OPEN, joins_per_epoch=50, train_milliseconds_max=30_000)
-NO_LIES = ("poison", "sign-flip", TWIN)  # the machine itself keeps to the protocol
+NO_LIES = ("poison", *POISONS, TWIN)  # the machine itself keeps to the protocol
 
 
 class World:
@@ -196,7 +196,7 @@ class World:
         self.boot(host.index)
 
     def _participant(self, host: Host, peer: Peer) -> Participant:
-        for name in ("sign-flip", "garbage"):
+        for name in (*POISONS, "garbage"):
             if name in host.attacks:
                 return corrupt(peer, name)
         lies = tuple(name for name in host.attacks if name not in NO_LIES)

@@ -61,6 +61,7 @@ from peerformer.gradients.aggregate import aggregate
 from peerformer.gradients.audit import score_micronats
 from peerformer.gradients.compress import BlobError, decode, encode
 from peerformer.gradients.fixed_point import AgreedState, Layout, outer_step, to_fixed, to_float
+from peerformer.train import poison
 from peerformer.train.feedback import Feedback
 from peerformer.train.optimizer import build_optimizer, optimizer_tensors
 from peerformer.train.recipe import rule_of
@@ -70,6 +71,7 @@ from peerformer.train.schedule import learning_rate_scale
 TRIAL_STEP = 0.2  # a contribution is scored at a fifth of its step: a full one overshoots
 OUTLIER_FACTOR = 8.0  # an update this much longer than the last ones is not sent
 OUTLIER_HISTORY = 16
+UPDATES_KEPT = 8  # by a liar, to replay them or to know its spread
 STEPS_AGE_MAX = 2  # rounds between the state that a step departed from and the one it is added to
 
 
@@ -127,7 +129,11 @@ class AgreedReplica:
     feedback: Feedback = field(init=False)
     local: Local | None = None  # None: the model holds nothing of use
     norms: list[float] = field(default_factory=list)  # of the updates last sent
-    flip_round: int | None = None  # for the demonstration of an attack
+    poison: str | None = None  # an attack of `poison`, for tests and demonstrations
+    poison_round: int = 0  # from which on it is told
+    trained_before: list[Tensor] = field(default_factory=list)  # by a liar, oldest first
+    on_update: Callable[[int, Tensor], None] = lambda *_: None  # an honest one, in the simulator
+    honest_updates: Callable[[int], list[Tensor]] = lambda _: []  # what a liar got hold of
     loss_before: dict[bytes, float] = field(default_factory=dict)
     last_loss: float = float("nan")
     between_layers: Callable[[], None] = lambda: None  # called within a step, forward and backward
@@ -148,9 +154,14 @@ class AgreedReplica:
             layer.register_forward_pre_hook(lambda *_: self.between_layers())
             layer.register_full_backward_pre_hook(lambda *_: self.between_layers())
 
-    def flip_from(self, round_number: int) -> None:
-        """Send the opposite of what was trained, from a round on (an attack)."""
-        self.flip_round = round_number
+    def poison_from(self, name: str, round_number: int) -> None:
+        """Tell an attack of `poison` from a round on."""
+        assert name in poison.UPDATES or name in poison.DATA, name
+        self.poison, self.poison_round = name, round_number
+
+    def _told(self, round_number: int) -> str:
+        """Return the attack that is told in a round, or nothing."""
+        return self.poison if self.poison and round_number >= self.poison_round else ""
 
     # --- local training ------------------------------------------------------------------------
 
@@ -166,7 +177,9 @@ class AgreedReplica:
             should_stop: asked before every step; the agreed state may move in it.
         """
         settings, swarm = self.config.training, self.config.swarm
-        steps, local = swarm.inner_steps, None
+        data = poison.DATA.get(self._told(round_number), poison.HONEST)
+        steps, local = max(1, int(swarm.inner_steps * data.steps_share)), None
+        number = _number(seed) + data.other_shard
         while local is None or local is not self.local or len(local.losses) < steps:
             stopped = local is not None and should_stop()
             if stopped or not 0 < round_number - self.round <= 1 + swarm.staleness:
@@ -176,7 +189,8 @@ class AgreedReplica:
                 continue
             self._follow(local)
             step = len(local.losses)
-            batch = self.text.batch(_number(seed), step, batch_size=settings.batch_size)
+            batch = self.text.batch(number, step, batch_size=settings.batch_size)
+            batch = data.batch(batch, self.config.model.vocab_size)
             local.losses.append(self.replica.gradients([batch]))
             self.replica.apply(
                 learning_rate_scale(
@@ -189,7 +203,7 @@ class AgreedReplica:
         local.ended = True
         self.last_loss = sum(local.losses) / steps
         delta_P = local.start_P - _flat(dict(self.model.named_parameters()))
-        tokens = steps * settings.batch_size * settings.sequence_length
+        tokens = swarm.inner_steps * settings.batch_size * settings.sequence_length
         return self._contribute(round_number, delta_P, tokens)
 
     def _depart(self, round_number: int) -> Local:
@@ -227,13 +241,29 @@ class AgreedReplica:
             self.local = None
             return None
         self.norms = [*self.norms, norm][-OUTLIER_HISTORY:]
-        if self.flip_round is not None and round_number >= self.flip_round:
-            delta_P = -delta_P
         swarm = self.config.swarm
         unsent_P = self.feedback.unsent_P()
+        if self._told(round_number) in poison.UPDATES:
+            delta_P, unsent_P = self._poisoned(round_number, delta_P), torch.zeros_like(unsent_P)
+        elif not self._told(round_number):
+            self.on_update(round_number, delta_P)
         encoded = encode(delta_P, unsent_P, codec=swarm.codec, feedback=swarm.feedback)
         self.feedback.sent(round_number, residual_P=encoded.residual_P, whole_P=delta_P)
         return Contribution(encoded.blob, self.optimizer_root(), tokens, self.last_loss)
+
+    def _poisoned(self, round_number: int, own_P: Tensor) -> Tensor:
+        seed = _seed_of(own_P)
+        known = poison.Known(
+            own_P,
+            self.honest_updates(round_number) or [own_P],
+            self.trained_before,
+            torch.Generator().manual_seed(seed),
+            lambda update_P: -self._score(update_P, seed.to_bytes(8, "little")),
+            self.config.swarm.harm_micronats,
+        )
+        told_P = poison.UPDATES[self._told(round_number)](known)
+        self.trained_before = [*self.trained_before, own_P][-UPDATES_KEPT:]
+        return told_P
 
     def optimizer_root(self) -> bytes:
         """Return the hash of the optimizer's state, to which a contribution commits."""
@@ -251,16 +281,20 @@ class AgreedReplica:
             contribution_P = decode(blob, self.layout.size, self.config.swarm.codec)
         except BlobError as error:
             return str(error), None
-        if score_seed is None:
-            return None, None
+        return None, None if score_seed is None else self._score(
+            to_float(contribution_P), score_seed
+        )
+
+    def _score(self, update_P: Tensor, score_seed: bytes) -> int:
+        """Return by how much a fraction of an update lowers the held-out loss, in micro-nats."""
         before = self.loss_before.get(score_seed)
         theta_P = to_float(self.state.theta_P)
         if before is None:
             self._load(self.scorer, theta_P)
             before = self._held_out_loss(score_seed)
             self.loss_before = {score_seed: before}
-        self._load(self.scorer, theta_P - TRIAL_STEP * to_float(contribution_P))
-        return None, score_micronats(before, self._held_out_loss(score_seed))
+        self._load(self.scorer, theta_P - TRIAL_STEP * update_P)
+        return score_micronats(before, self._held_out_loss(score_seed))
 
     @torch.no_grad()
     def _held_out_loss(self, seed: bytes) -> float:
@@ -347,6 +381,12 @@ class AgreedReplica:
             return False
         self.feedback = Feedback(residual_P)
         return True
+
+
+def _seed_of(update_P: Tensor) -> int:
+    """Return a number below 2^63 that stands for an update."""
+    data = update_P.detach().contiguous().view(torch.uint8).numpy().data
+    return int.from_bytes(blake3(data).digest(8), "little") >> 1
 
 
 def _number(seed: bytes) -> int:

@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from torch import Tensor
 
+from peerformer.adversary import POISONS
 from peerformer.events import SyncFinished
 from peerformer.interface.cli import main
 from peerformer.protocol.merkle import state_root
@@ -15,6 +17,7 @@ from peerformer.simulate.invariants import Violation
 from peerformer.simulate.real import RealReplicas
 from peerformer.simulate.troubles import Outcome, Plan, Troubled
 from peerformer.simulate.world import World
+from peerformer.train import poison
 
 FLIPS = (("sign-flip",), ("sign-flip",))
 
@@ -137,3 +140,32 @@ def test_a_sign_flipper_among_toys_is_refused_as_harmful() -> None:
     assert machine is not None
     refused = [entry for item in machine.chain.items for entry in item.header.refused]
     assert {(entry.peer, entry.reason) for entry in refused} == {(liar, HARMFUL)}
+
+
+@pytest.mark.parametrize("name", sorted(POISONS))
+def test_every_attack_on_learning_runs_in_a_real_world(name: str) -> None:
+    plan = Plan("calm", ((name,),), 4, rounds=2, replica="real", staleness=0)
+    troubled = Troubled(5, plan)
+    outcome = troubled.run()
+    print(name, outcome.bits_per_byte)
+    assert outcome.violation is None and outcome.rounds_decided >= 4
+    liar = next(host for host in troubled.world.hosts if host.attacks)
+    assert liar.peer is not None and liar.peer.bench.replica.poison == name
+    last = outcome.bits_per_byte[-1]
+    assert last is not None and last < 8.1
+
+
+def test_an_attacker_knows_what_the_honest_trained_before_it_sends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: list[int] = []
+
+    def told(known: poison.Known) -> Tensor:
+        heard.append(len(known.honest))
+        return -known.mean_P
+
+    monkeypatch.setitem(poison.UPDATES, "ipm-1", told)
+    plan = Plan("calm", (("ipm-1",),), 4, rounds=2, replica="real", staleness=0)
+    assert Troubled(5, plan).run().violation is None
+    print(heard)
+    assert len(heard) >= 4 and heard.count(3) >= 0.7 * len(heard)
