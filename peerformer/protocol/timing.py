@@ -41,7 +41,8 @@ class Timing:
         """Return how long after my own commitment I wait for those of others."""
         wait = self._wait(self.spreads, self.train_seconds_max)
         if self.trains_ahead and self.trains:
-            return max(wait, PATIENCE_AHEAD * median(self.trains))
+            patience = PATIENCE_AHEAD * median(self.trains)  # hours, where the machine slept in one
+            return max(wait, min(patience, self.train_seconds_max))
         return wait
 
     def attest_wait(self) -> float:
@@ -57,6 +58,7 @@ class Timing:
     def base(self) -> float:
         """Return T_base: how long a proposal and its votes may take once all is attested."""
         work = 2 * median(self.checks) if self.checks else UNKNOWN_WORK_SECONDS
+        work = min(work, WAIT_SECONDS_MAX)
         return 4 * DELTA_SECONDS + 2 * work
 
     def view(self, view: int) -> float:
