@@ -125,6 +125,15 @@ class Schedules:
                     return any(item.header.round == self.round for item in items)
             return False
 
+        def stops_votes(target: int, packet: Packet) -> bool:
+            match packet:
+                case Said(envelope):
+                    vote = envelope.statement
+                    return isinstance(vote, Prepare | Commit) and self._is_of_view(vote)
+                case Prepared(certificate):
+                    return bool(certificate.view == self.view)
+            return stops(target, packet)
+
         def voted_again(host: Host, kind: str) -> None:
             machine = host.machine
             if kind == "commit" and machine and machine.ballot.consensus.view > self.view:
@@ -138,6 +147,7 @@ class Schedules:
             self.world.network.split({self.victim}, everyone - {self.victim})
             if self.random.random() < 0.5:
                 self._fell(self._others())
+                self.stops = stops_votes  # nothing but what they stored reminds them
             self._end_in(VIEWS_SECONDS)
             self.on_said = voted_again
 
