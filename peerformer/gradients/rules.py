@@ -18,12 +18,11 @@ One of the lower seven stands last. `robust` is short for the default, `cheap` f
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 FACTOR_ONE = 1 << 16
 
-Norms = Literal["", "equal-norms", "norm-clipping"]
-Final = Literal[
+NORMS = ("equal-norms", "norm-clipping")
+FINALS = (
     "mean",
     "coordinate-median",
     "trimmed-mean",
@@ -31,9 +30,9 @@ Final = Literal[
     "multi-krum",
     "geometric-median",
     "centred-clipping",
-]
+)
 BUCKETING, MIXING = "bucketing", "nearest-neighbour-mixing"
-PARTS: tuple[tuple[str, ...], ...] = (get_args(Norms)[1:], (BUCKETING,), (MIXING,), get_args(Final))
+PARTS = (NORMS, (BUCKETING,), (MIXING,), FINALS)
 SHORT = {
     "robust": f"equal-norms+{MIXING}+trimmed-mean",
     "cheap": f"norm-clipping+{MIXING}+mean",
@@ -62,10 +61,10 @@ class Rule:
     """
 
     name: str
-    norms: Norms = ""
+    norms: str = ""
     bucketing: bool = False
     mixing: bool = False
-    final: Final = "mean"
+    final: str = "mean"
     clip_low_q16: int = FACTOR_ONE // 4
     clip_high_q16: int = FACTOR_ONE * 4
     norm_cap: int | None = 2
@@ -85,13 +84,13 @@ class Rule:
                 f"unknown rule {name!r}; choose one of: {', '.join(SHORT)}, or parts joined by +,"
                 f" in this order, the last one of the last seven: {', '.join(order)}"
             )
-        norms = next((part for part in given if part in PARTS[0]), "")
+        norms = next((part for part in given if part in NORMS), "")
         return cls(
             name,
-            norms,  # type: ignore[arg-type]
+            norms,
             BUCKETING in given,
             MIXING in given,
-            given[-1],  # type: ignore[arg-type]
+            given[-1],
             norm_cap=None if given == ["mean"] else 2,
         )
 

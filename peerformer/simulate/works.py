@@ -48,7 +48,7 @@ class Works:
     def start(self, host: Host, work: Work) -> None:
         """Begin a work; its end is an event of the host."""
         if isinstance(work, FetchBlob | FetchState):
-            self._fetch(host, work, lambda held: self._finish(host, WorkFinished(work, held)))
+            self._fetch(host, work, lambda *, held: self._finish(host, WorkFinished(work, held)))
         elif isinstance(work, Dial):
             self._dial(host, work)
         elif isinstance(work, Inspect) and work.exhibit.blob_hash not in host.blobs.held:
@@ -113,7 +113,7 @@ class Works:
         wanted = work.exhibit
         fetch = FetchBlob(wanted.round, wanted.author, wanted.blob_hash, wanted.size, work.sources)
 
-        def look(held: bool) -> None:  # noqa: FBT001 - as `_fetch` calls it
+        def look(*, held: bool) -> None:
             if held:
                 self._perform(host, work)
             else:
@@ -130,7 +130,7 @@ class Works:
                 self.world.link(host, other)
         self.world.soon(host, WorkFinished(work, reached), 0.05)
 
-    def _fetch(self, host: Host, work: Fetch, then: Callable[[bool], None]) -> None:
+    def _fetch(self, host: Host, work: Fetch, then: Callable[..., None]) -> None:
         deadline, life = self.world.now + FETCH_SECONDS_MAX, host.life
 
         def attempt() -> None:
@@ -138,9 +138,9 @@ class Works:
                 return
             held = isinstance(work, FetchBlob) and work.blob_hash in host.blobs.held
             if held or self._copied(host, work):
-                then(True)
+                then(held=True)
             elif self.world.now >= deadline:
-                then(False)
+                then(held=False)
             else:
                 self.world.at(FETCH_RETRY_SECONDS, attempt)
 
