@@ -16,7 +16,14 @@ from peerformer.protocol.effects import Effect, Event, Train, Trained, Work, Wor
 from peerformer.protocol.identity import blob_hash, hash_of
 
 # These need the bench while messages are handled, or the world's own way of serving.
-SIMULATED_ONLY = ("split", "no-reproposal", "withhold-blob", "half-serve", "bad-state")
+SIMULATED_ONLY = (
+    "split",
+    "no-reproposal",
+    "withhold-blob",
+    "withhold-record",
+    "half-serve",
+    "bad-state",
+)
 POISONS = {  # attacks on learning; `train.poison` makes them
     "sign-flip": "sends the opposite of what it trained, at the same norm",
     "sign-flip-10": "sends the opposite of what it trained, ten times",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from peerformer.gradients.fixed_point import AgreedState
 from peerformer.peer import Made
-from peerformer.protocol.effects import Applied, Apply, Checked
+from peerformer.protocol.effects import Applied, Apply, Audited, Checked, Repeat
 from peerformer.protocol.merkle import MerkleTree, leaf_count, leaf_span
 from peerformer.train.agreed import AgreedReplica
 
@@ -60,12 +60,19 @@ class TensorBench:
         if made is None:
             return None
         self.on_trained(round_number, made.loss, made.tokens)
-        return Made(made.blob, made.optimizer_root, made.tokens)
+        return Made(made.blob, made.record, made.tokens)
 
     def check(self, blob: bytes, score_seed: bytes | None) -> Checked:
         """Decode and score a contribution."""
         fault, score = self.replica.check(blob, score_seed)
         return Checked(fault, score, malformed=fault is not None)
+
+    def repeat(
+        self, work: Repeat, blob: bytes, record: bytes, should_stop: Callable[[], bool]
+    ) -> Audited:
+        """Repeat another's training; see AgreedReplica.repeat."""
+        found = self.replica.repeat(work.round, blob, record, work.seed, should_stop)
+        return Audited(found.passed, found.why)
 
     def apply(
         self, round_number: int, blobs: list[tuple[bytes, bytes]], seed: bytes

@@ -12,15 +12,18 @@ from random import Random
 
 from peerformer.false_base import FalseBases
 from peerformer.peer import Peer
+from peerformer.protocol.attestations import Attestation
 from peerformer.protocol.certificates import assemble_timeouts
 from peerformer.protocol.codec import MalformedError
 from peerformer.protocol.collection import attestations_hash
 from peerformer.protocol.effects import (
+    Audited,
     Check,
     Checked,
     Effect,
     Event,
     Received,
+    Repeat,
     Send,
     TimerFired,
     Work,
@@ -30,7 +33,6 @@ from peerformer.protocol.identity import KeyPair, hash_of
 from peerformer.protocol.membership import bits_of, next_members, quorum
 from peerformer.protocol.messages import (
     NO_HASH,
-    Attestation,
     Certified,
     Commit,
     Contradiction,
@@ -75,10 +77,12 @@ ATTACKS = {
     "far-timeouts": "gives up views that are far away",
     "late-reveal": "commits to its contribution after the others have revealed theirs",
     "withhold-blob": "never serves what it committed to",
+    "withhold-record": "never hands out what its trainings departed from",
     "half-serve": "serves what it committed to to some only",
     "bad-state": "serves a false state to whoever catches up",
     "false-base": "sends newcomers a chain that only the liar signed, or a base with a false word",
     "lying-scorer": "says that its friends' contributions do good, and all others harm",
+    "false-finding": "says that its friends' trainings can be repeated, and no others",
     "false-ok": "attests that contributions decode which do not",
     "false-evidence": "accuses others with statements they never signed",
     "desert": "gives up a view of a round once, and says nothing more in that round",
@@ -137,9 +141,12 @@ class Byzantine:
         return self.machine.collection.number >= self.from_round
 
     def perform(self, work: Work, should_stop: Callable[[], bool] = lambda: False) -> WorkFinished:
-        """Work honestly; a false holder says the best of what does not decode."""
+        """Work honestly; a false holder says the best of what does not decode, and so on."""
         finished = self.peer.perform(work, should_stop)
         result = finished.result
+        if "false-finding" in self.attacks and self.lies and isinstance(work, Repeat):
+            self.plot.acts += 1
+            return replace(finished, result=Audited(work.author in self.plot.keys, "so I say"))
         if "false-ok" not in self.attacks or not self.lies or not isinstance(result, Checked):
             return finished
         if not result.malformed:
@@ -159,11 +166,13 @@ class Byzantine:
             told += self._twist(effect, now) if isinstance(effect, Send) else [effect]
         return told + self._add(event, now)
 
-    def serves(self, peer: bytes) -> bool:
-        """Whether this peer may fetch my contribution."""
-        if not self.lies or "withhold-blob" not in self.attacks:
-            return not (self.lies and "half-serve" in self.attacks and self._unlucky(peer))
-        return False
+    def serves(self, peer: bytes, key: bytes) -> bool:
+        """Whether this peer may fetch something of mine."""
+        if not self.lies:
+            return True
+        withheld = "withhold-record" if key in self.peer.records else "withhold-blob"
+        unlucky = "half-serve" in self.attacks and self._unlucky(peer)
+        return withheld not in self.attacks and not unlucky
 
     def state_to_serve(self, state: bytes) -> bytes:
         """Return the state that is served to whoever catches up."""
@@ -445,11 +454,9 @@ class Byzantine:
         if kind == 3:  # a timeout whose lock is invented
             high = QuorumCertificate(False, number, view, digest, everyone, (mine,) * enough)
             return TimedOut(self._sign(Timeout(number, view, view, digest)), high)
-        vote = Prepare(number, view, digest)
-        signature = self._sign(vote).signature
+        alone = self._sign(Prepare(number, view, digest)).signature
         few = bits_of(voters, {machine.me})
-        short = QuorumCertificate(False, number, view, digest, few, (signature,))
-        return Prepared(short)
+        return Prepared(QuorumCertificate(False, number, view, digest, few, (alone,)))
 
     def slander(self) -> Packet | None:
         """Return evidence against an honest peer, one half of it forged."""
@@ -464,9 +471,8 @@ class Byzantine:
 
     def far_timeout(self) -> Packet:
         """Return a timeout of a view that is far away."""
-        return TimedOut(
-            self._sign(Timeout(self.machine.collection.number, FAR_VIEW, -1, NO_HASH)), None
-        )
+        far = Timeout(self.machine.collection.number, FAR_VIEW, -1, NO_HASH)
+        return TimedOut(self._sign(far), None)
 
     def repeated(self) -> Packet | None:
         """Return something that somebody said some time ago."""

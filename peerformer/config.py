@@ -123,6 +123,15 @@ class SwarmConfig:
     idle_rounds_max: int = setting(
         30, "a voter away for so many rounds in a row is suspended; 0: never", least=0, most=65_535
     )
+    audits: float = setting(
+        0.0,
+        "p_audit: share of contributions whose training others repeat; all need the same text",
+        least=0.0,
+        most=1.0,
+    )
+    text_digest: str = setting(
+        "", "BLAKE3 of the tokens that all train on; the founding derives it where there are audits"
+    )
     train_seconds_max: float = setting(600.0, "longest local training of a round", least=1.0)
     staleness: int = setting(
         0, "rounds that a peer trains ahead of the vote; 1: it never waits for it", least=0, most=1

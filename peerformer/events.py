@@ -197,6 +197,16 @@ class PeerStruck(_Record, frozen=True):
     reason: str
 
 
+class PeerAudited(_Record, frozen=True):
+    """This peer repeated another's training, which the beacon had picked, and says how it went."""
+
+    round: int
+    peer: str
+    name: str
+    passed: bool
+    why: str
+
+
 class PeerConnected(_Record, frozen=True):
     """An encrypted connection to a peer stands."""
 
@@ -309,6 +319,7 @@ Event = (
     | PeerSuspended
     | PeerReturned
     | PeerStruck
+    | PeerAudited
     | PeerConnected
     | PeerDisconnected
     | SyncStarted

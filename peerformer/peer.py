@@ -6,20 +6,24 @@ Adopt and `install`. What needs a network (fetching, dialling) is the caller's. 
 a clock.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from peerformer.protocol.audits import AUDIT_ROUNDS
 from peerformer.protocol.conduct import is_exhibit
 from peerformer.protocol.effects import (
     Adopt,
     Applied,
     Apply,
+    Audited,
     Check,
     Checked,
     Effect,
     Event,
     Inspect,
+    Repeat,
     Result,
     Reveal,
     Train,
@@ -29,14 +33,20 @@ from peerformer.protocol.effects import (
 )
 from peerformer.protocol.identity import blob_hash
 from peerformer.protocol.machine import Machine
+from peerformer.protocol.messages import NO_HASH
+
+RECORDS_KEPT = AUDIT_ROUNDS + 1
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What local training made: the encoded contribution, and what it was made with."""
+    """What local training made: the encoded contribution, and the record of where it departed.
+
+    The record is empty in a swarm without audits.
+    """
 
     blob: bytes
-    optimizer_root: bytes
+    record: bytes
     tokens: int
 
 
@@ -52,6 +62,9 @@ class Blobs(Protocol):
     def reveal(self, key: bytes) -> None:
         """Serve a hidden blob from now on."""
 
+    def discard(self, key: bytes) -> None:
+        """Hold a blob no longer."""
+
 
 class Bench(Protocol):
     """The tensor side of a peer; see `train.agreed` for the real one."""
@@ -61,6 +74,11 @@ class Bench(Protocol):
 
     def check(self, blob: bytes, score_seed: bytes | None) -> Checked:
         """Decode a contribution and, given a seed, score it on held-out text."""
+
+    def repeat(
+        self, work: Repeat, blob: bytes, record: bytes, should_stop: Callable[[], bool]
+    ) -> Audited:
+        """Train from a peer's record again, and compare the outcome with what it contributed."""
 
     def apply(
         self, round_number: int, blobs: list[tuple[bytes, bytes]], seed: bytes
@@ -97,6 +115,7 @@ class Peer:
     def __init__(self, machine: Machine, bench: Bench, blobs: Blobs) -> None:
         """Join the three."""
         self.machine, self.bench, self.blobs = machine, bench, blobs
+        self.records: deque[bytes] = deque()  # keys of those that auditors may ask for
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Advance the machine by one event; see Machine.handle."""
@@ -124,6 +143,8 @@ class Peer:
                 if blob is None or not is_exhibit(blob, exhibit, self.machine.chain.chain_id):
                     return None
                 return self.bench.check(blob, None)
+            case Repeat():
+                return self._repeat(work, should_stop)
             case Apply(number, contributions, seed):
                 blobs = [(entry.peer, self.blobs.get(entry.blob_hash)) for entry in contributions]
                 held = [(peer, blob) for peer, blob in blobs if blob is not None]
@@ -138,4 +159,20 @@ class Peer:
         chain_id, me = self.machine.chain.chain_id, self.machine.me
         key = blob_hash(chain_id, number, me, [made.blob])
         self.blobs.put(key, made.blob, durable=True, hidden=True)
-        return Trained(key, len(made.blob), made.optimizer_root, made.tokens)
+        record_key = NO_HASH
+        if made.record:
+            record_key = blob_hash(chain_id, number, me, [made.record])
+            self.blobs.put(record_key, made.record, durable=True)
+            self.records.append(record_key)
+            while len(self.records) > RECORDS_KEPT:
+                self.blobs.discard(self.records.popleft())
+        return Trained(key, len(made.blob), record_key, made.tokens, len(made.record))
+
+    def _repeat(self, work: Repeat, should_stop: Callable[[], bool]) -> Audited:
+        record, blob = self.blobs.get(work.record_hash), self.blobs.get(work.blob_hash)
+        if record is None or blob is None:
+            return Audited(passed=None, why="it is gone")
+        audited = self.bench.repeat(work, blob, record, should_stop)
+        if work.author != self.machine.me:
+            self.blobs.discard(work.record_hash)
+        return audited

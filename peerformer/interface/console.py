@@ -25,6 +25,7 @@ SHOWN = (
     events.PeerSuspended,
     events.PeerReturned,
     events.PeerStruck,
+    events.PeerAudited,
     events.PeerEvicted,
     events.PeerQuarantined,
     events.PeerConnected,
@@ -208,6 +209,9 @@ def _words(event: events.Event) -> str:
             return f"{event.name} is back and votes again"
         case events.PeerStruck():
             return f"{event.name} gets a strike: {event.reason}"
+        case events.PeerAudited():
+            able = "could" if event.passed else "could not"
+            return f"round {event.round}: {able} repeat the training of {event.name}: {event.why}"
         case events.PeerConnected():
             return f"{event.name} is connected"
         case events.PeerDisconnected():

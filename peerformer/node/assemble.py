@@ -20,7 +20,7 @@ from peerformer.data.batches import Batches
 from peerformer.data.prepare import Prepared, prepare
 from peerformer.data.shards import ShardSet
 from peerformer.data.tokenizer import Tokenizer
-from peerformer.errors import IdentityError
+from peerformer.errors import DataError, IdentityError
 from peerformer.events import Journal
 from peerformer.gradients.fixed_point import AgreedState
 from peerformer.model.transformer import Transformer
@@ -209,9 +209,17 @@ def _replica(
     swarm: SwarmDirectory, genesis: Genesis, tokenizer: Tokenizer, options: PeerOptions
 ) -> AgreedReplica:
     config = recipe_config(genesis.recipe, threads=options.threads, data=options.data)
-    ahead = replace(config.swarm, staleness=genesis.limits.staleness)  # what all agree on
-    config = replace(config, swarm=ahead)
+    limits = genesis.limits  # what all agree on
+    agreed = replace(config.swarm, staleness=limits.staleness, audits=limits.audit_permille / 1_000)
+    config = replace(config, swarm=agreed)
     prepared = own_text(swarm, config.data if options.data else None)
+    if agreed.audits and prepared.digest != agreed.text_digest:
+        raise DataError(
+            "this machine's text is another than the one that all of this swarm train on",
+            where=options.data.path if options.data else None,
+            why="peers repeat each other's training here, and can only do so on the same text",
+            hint="give the text of the founders with --data, unchanged",
+        )
     held_out = ShardSet.from_bytes(swarm.validation.read_bytes())
     length = config.training.sequence_length
     model, scorer = Transformer(config.model), Transformer(config.model)

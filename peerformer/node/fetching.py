@@ -22,7 +22,8 @@ from peerformer.protocol.merkle import (
     proof_size_bytes,
 )
 
-BLOB_SECONDS_MAX = 30.0
+BLOB_SECONDS_MAX = 30.0  # and
+SECONDS_PER_BYTE = 1 / (1 << 20)
 STATE_SECONDS_MAX = 120.0
 RATE_MIN_BYTES_PER_SECOND = 16_384.0
 CHUNKS_AT_ONCE = 4
@@ -58,7 +59,11 @@ class Fetcher:
             return made == work.blob_hash
 
         found = await self._from_any(
-            work.sources, work.blob_hash, buffer, genuine, BLOB_SECONDS_MAX
+            work.sources,
+            work.blob_hash,
+            buffer,
+            genuine,
+            BLOB_SECONDS_MAX + work.size * SECONDS_PER_BYTE,
         )
         if found:
             await asyncio.to_thread(self.store.put, work.blob_hash, bytes(buffer), durable=True)

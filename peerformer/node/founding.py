@@ -22,6 +22,9 @@ from peerformer.settings import to_json
 from peerformer.train.agreed import initial_state
 from peerformer.train.recipe import recipe_bytes, rule_of
 
+AUDITS_LEAST = 0.001
+RECORD_BYTES_MAX = 256 << 20
+
 
 def file_hash(data: bytes) -> bytes:
     """Return the hash by which a genesis names a file."""
@@ -51,19 +54,28 @@ def found(
     if directory.genesis_file.exists():
         raise SwarmError("a swarm was founded here already", where=str(directory.path))
     _check_rule(config, len(seeds))
+    _check_audits(config)
     directory.path.mkdir(parents=True, exist_ok=True)
-    prepared = prepare_text(config, directory, report)
+    prepared, audits = prepare_text(config, directory, report), config.swarm.audits
     vocab_size = prepared.tokenizer.vocab_size  # less than asked for where there is little text
     config = replace(
         config,
         model=replace(config.model, vocab_size=vocab_size),
         data=replace(config.data, vocab_size=vocab_size),
+        swarm=replace(config.swarm, text_digest=prepared.train.digest if audits else ""),
     )
     model = Transformer(config.model)
     initialise(model, config.training.seed)
     state = initial_state(model).to_bytes()
     tokenizer, validation = prepared.tokenizer.to_bytes(), prepared.validation.to_bytes()
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    if audits and 2 * len(state) > RECORD_BYTES_MAX:
+        raise ConfigError(
+            f"an auditor would fetch up to {2 * len(state) >> 20} MiB to repeat one training",
+            where="swarm.audits",
+            why=f"at most {RECORD_BYTES_MAX >> 20} MiB are fetched in the time of a round",
+            hint="--swarm.audits 0, or a smaller model",
+        )
     genesis = Genesis(
         version=1,
         name=directory.path.name.encode()[:64],
@@ -106,6 +118,23 @@ def _check_rule(config: Config, founders: int) -> None:
         )
 
 
+def _check_audits(config: Config) -> None:
+    """Refuse audits that nobody can do."""
+    swarm = config.swarm
+    if swarm.audits and swarm.staleness:
+        raise ConfigError(
+            "a training that ran ahead of the vote cannot be repeated",
+            where="swarm.audits",
+            hint="--swarm.audits 0, or --swarm.staleness 0",
+        )
+    if 0 < swarm.audits < AUDITS_LEAST:
+        raise ConfigError(
+            f"a share of {swarm.audits} is less than the least",
+            where="swarm.audits",
+            hint=f"--swarm.audits {AUDITS_LEAST}, or 0 for none",
+        )
+
+
 def limits_of(config: Config) -> Limits:
     """Return the genesis' limits of a configuration."""
     swarm = config.swarm
@@ -120,6 +149,7 @@ def limits_of(config: Config) -> Limits:
         idle_rounds_max=swarm.idle_rounds_max,
         train_milliseconds_max=int(swarm.train_seconds_max * 1_000),
         staleness=swarm.staleness,
+        audit_permille=round(swarm.audits * 1_000),
     )
 
 

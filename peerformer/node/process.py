@@ -224,6 +224,9 @@ def run_supervised(swarm: Path, name: str, options: PeerOptions, control: Connec
         run_loop(_supervised(SwarmDirectory(swarm), directory, options, control))
     except EvictedError:
         os._exit(EvictedError.exit_code)
+    except PeerformerError as error:
+        logger.error("%s", error)
+        os._exit(error.exit_code)
     except BaseException:
         logger.exception("the peer failed")
         os._exit(1)

@@ -6,10 +6,14 @@ training ahead of the vote (staleness 1) harmless to the vote: a work waits for 
 training. A second thread would share the cores all the same, and its operators' threads would slow
 those of the first (see `leave_operators_to_the_bench`). The event loop never waits for a tensor: it
 puts works in and gets `WorkFinished` back on its own thread.
+
+Repeating another's training (an audit) takes as long as a training and can wait: it begins when
+nothing else is ordered, and gives way to everything, a training of one's own included.
 """
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from queue import SimpleQueue
@@ -17,7 +21,7 @@ from queue import SimpleQueue
 import torch
 
 from peerformer.peer import Participant
-from peerformer.protocol.effects import Train, Trained, Work, WorkFinished
+from peerformer.protocol.effects import Repeat, Train, Trained, Work, WorkFinished
 
 
 def leave_operators_to_the_bench() -> None:
@@ -50,6 +54,7 @@ class Worker:
         self._give_way = give_way
         self._queue: SimpleQueue[Work | Callable[[], None] | None] = SimpleQueue()
         self._next: Train | None = None  # taken from the queue while another was in hand
+        self._audits: deque[Repeat] = deque()  # for when there is nothing else to do
         self._stopping = threading.Event()
         self._training_since = 0.0  # monotonic seconds at which the last training began
         self._given_away_seconds = 0.0  # of it, to other works
@@ -79,10 +84,20 @@ class Worker:
         torch.set_num_threads(self._threads)  # OpenMP counts for each calling thread by itself
         try:
             while not self._stopping.is_set():
-                work, self._next = self._next or self._queue.get(), None
+                work, self._next = self._next or self._ordered(), None
                 self._do(work)
         except BaseException as error:  # whatever it is: the node must stop, not train on
             self._on_failure(error)
+
+    def _ordered(self) -> Work | Callable[[], None] | None:
+        """Wait for what is to be done now; an audit only if nothing else is."""
+        while True:
+            if self._audits and self._queue.empty():
+                return self._audits.popleft()
+            work = self._queue.get()
+            if not isinstance(work, Repeat):
+                return work
+            self._audits.append(work)
 
     def _do(self, work: Work | Callable[[], None] | None) -> None:
         if work is None:
@@ -94,6 +109,8 @@ class Worker:
                 measured = replace(finished.result, seconds=self.training_seconds())
                 finished = replace(finished, result=measured)
             self._on_finished(finished)
+        elif isinstance(work, Repeat):
+            self._on_finished(self._peer.perform(work, self._beside_an_audit))
         elif callable(work):
             work()
         else:
@@ -107,6 +124,17 @@ class Worker:
         self.between_layers()
         return self._stopping.is_set() or self._next is not None
 
+    def _beside_an_audit(self) -> bool:
+        """Do what was ordered since, trainings too; True if the audit should stop."""
+        while not self._stopping.is_set() and (self._next or not self._queue.empty()):
+            work, self._next = self._next or self._queue.get(), None
+            if isinstance(work, Repeat):
+                self._audits.append(work)
+            else:
+                self._do(work)
+        self._give_way()
+        return self._stopping.is_set()
+
     def between_layers(self) -> None:
         """Do what was ordered since; called by a training on this thread, within a step too."""
         began = time.monotonic()
@@ -114,6 +142,8 @@ class Worker:
             work = self._queue.get()
             if isinstance(work, Train):
                 self._next = work  # of a later round: the one in hand is over
+            elif isinstance(work, Repeat):
+                self._audits.append(work)
             else:
                 self._do(work)
         self._given_away_seconds += time.monotonic() - began

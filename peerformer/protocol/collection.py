@@ -10,15 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from peerformer import events
+from peerformer.protocol.attestations import Attestation, Finding, Judgement
 from peerformer.protocol.committee import is_assigned
 from peerformer.protocol.effects import Check, Checked, FetchBlob, Reveal, Trained
 from peerformer.protocol.identity import hash_of, name_of
 from peerformer.protocol.membership import Members
 from peerformer.protocol.messages import (
-    Attestation,
     Contribution,
     Envelope,
-    Judgement,
     Said,
 )
 from peerformer.protocol.outbox import Outbox
@@ -35,8 +34,10 @@ class Collection:
     outbox: Outbox
     timing: Timing
     blob_size_max: int
+    record_size_max: int  # 0: nobody keeps records
     scored_by: int  # so many voters score each contribution
     alive: Callable[[], set[bytes]]  # connected members that contributed lately, me included
+    findings: Callable[[], tuple[Finding, ...]]  # of my audits that are due
     began: float
     contributions: dict[bytes, Contribution] = field(default_factory=dict)
     attestations: dict[bytes, Envelope] = field(default_factory=dict)
@@ -82,7 +83,12 @@ class Collection:
             if result.seconds is not None:
                 self.training_seconds = result.seconds
             statement = Contribution(
-                self.number, result.blob_hash, result.size, result.optimizer_root, result.tokens
+                self.number,
+                result.blob_hash,
+                result.size,
+                result.record_hash,
+                result.tokens,
+                result.record_size,
             )
             self._commit(self.outbox.sign_once(statement), now)
         self.outbox.timer("commit", self.timing.commit_wait())
@@ -127,6 +133,9 @@ class Collection:
             return None  # too late to count, and no fault: links are slow
         if not 0 < statement.size <= self.blob_size_max:
             return "contribution of a forbidden size"
+        least = 1 if self.record_size_max else 0
+        if not least <= statement.record_size <= self.record_size_max:
+            return "contribution with a record of a forbidden size"
         self.contributions[sender] = statement
         self.first_commitment = self.first_commitment or now
         self.timing.spreads.append(now - self.first_commitment)
@@ -224,7 +233,8 @@ class Collection:
         if self.me not in self.members.voters:
             return
         judgements = tuple(self.judgements[author] for author in sorted(self.judgements))
-        envelope = self.outbox.sign_once(Attestation(self.number, judgements))
+        statement = Attestation(self.number, judgements, self.findings())
+        envelope = self.outbox.sign_once(statement)
         self.attestations[self.me] = envelope
         self.outbox.broadcast(self.members.voters, Said(envelope))
 

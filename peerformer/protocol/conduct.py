@@ -9,10 +9,10 @@ attests only what it has decoded.
 
 from dataclasses import dataclass
 
+from peerformer.protocol.attestations import Attestation
 from peerformer.protocol.codec import MalformedError
 from peerformer.protocol.identity import blob_hash, name_of
 from peerformer.protocol.messages import (
-    Attestation,
     Commit,
     Contradiction,
     Contribution,

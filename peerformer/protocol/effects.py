@@ -34,8 +34,9 @@ class Trained:
 
     blob_hash: bytes
     size: int
-    optimizer_root: bytes
+    record_hash: bytes
     tokens: int
+    record_size: int = 0
     seconds: float | None = None  # spent in the steps themselves, if whoever did them measured
 
 
@@ -91,6 +92,25 @@ class Inspect:
 
 
 @dataclass(frozen=True, slots=True)
+class Repeat:
+    """Repeat a training whose contribution and record are held; answered by Audited."""
+
+    round: int
+    author: bytes
+    blob_hash: bytes
+    record_hash: bytes
+    seed: bytes  # which data
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """Whether a training could be repeated; None if I could not look, for reasons of my own."""
+
+    passed: bool | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Apply:
     """Aggregate these contributions onto the agreed state of the round before; see Applied."""
 
@@ -138,8 +158,8 @@ class Dial:
     addresses: tuple[str, ...]
 
 
-Work = Train | Reveal | FetchBlob | Check | Inspect | Apply | Adopt | FetchState | Dial
-Result = Trained | Checked | Applied | bool | None
+Work = Train | Reveal | FetchBlob | Check | Inspect | Repeat | Apply | Adopt | FetchState | Dial
+Result = Trained | Checked | Audited | Applied | bool | None
 
 # --- events ------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from peerformer.protocol.identity import hash_of
 from peerformer.protocol.messages import MEMBERS_MAX, RECIPE_SIZE_MAX, VOUCHERS_MAX
 
 ADMISSION_CLOSED, ADMISSION_OPEN = 0, 1
+RECORD_EXTRA_BYTES = 1 << 20  # names of tensors, steps
 STALENESS_MAX = 1  # an update two rounds old does more harm than an idle machine
 
 
@@ -53,6 +54,7 @@ class Limits:
     committee_size: U16 = 64  # above so many voters, so many of them are drawn to vote
     committee_rounds: U16 = 100  # the rounds that a committee serves
     staleness: U8 = 0  # so many rounds ahead of the vote a peer may train
+    audit_permille: U16 = 0  # p_audit: so many of 1,000 contributions are repeated by auditors
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,17 @@ class Genesis:
             raise MalformedError("limits that no admission can meet")
         if limits.staleness > STALENESS_MAX:
             raise MalformedError("training further ahead than anybody can")
+        if limits.audit_permille > (0 if limits.staleness else 1_000):
+            raise MalformedError("audits that nobody can do")
         return genesis
+
+    @property
+    def record_size_max(self) -> int:
+        """The most bytes of a training's record; 0 in a swarm without audits.
+
+        That of AdamW and the residual has 12 bytes a parameter, a state 8.
+        """
+        return 2 * self.state_size + RECORD_EXTRA_BYTES if self.limits.audit_permille else 0
 
     @cached_property
     def chain_id(self) -> bytes:

@@ -8,6 +8,7 @@ done.
 
 from dataclasses import dataclass, field, replace
 
+from peerformer.protocol.attestations import Attestation
 from peerformer.protocol.chain import Chain
 from peerformer.protocol.collection import Collection, attestations_hash
 from peerformer.protocol.conduct import exhibit_of
@@ -19,7 +20,6 @@ from peerformer.protocol.messages import (
     OPERATIONS_MAX,
     PROTOCOL_VERSION,
     Accepted,
-    Attestation,
     Contradiction,
     Envelope,
     Eviction,

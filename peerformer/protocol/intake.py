@@ -9,6 +9,7 @@ is decided, one of an older round is answered with what was decided since (R9).
 from typing import TYPE_CHECKING
 
 from peerformer import events
+from peerformer.protocol.attestations import Attestation
 from peerformer.protocol.certificates import certificate_fault, timeout_fault, votes_in
 from peerformer.protocol.codec import MalformedError, encode
 from peerformer.protocol.identity import name_of
@@ -19,7 +20,6 @@ from peerformer.protocol.messages import (
     AskPeers,
     AskProposed,
     AskSaid,
-    Attestation,
     Certified,
     Commit,
     Contribution,

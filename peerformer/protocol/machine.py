@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 
 from peerformer.protocol import intake, reports
 from peerformer.protocol.anchors import is_of_book
+from peerformer.protocol.attestations import Finding
+from peerformer.protocol.auditing import Auditing
 from peerformer.protocol.ballot import Ballot
 from peerformer.protocol.chain import Chain, Succeed
 from peerformer.protocol.checkpoint import header_key
@@ -23,6 +25,7 @@ from peerformer.protocol.effects import (
     Adopt,
     Applied,
     Apply,
+    Audited,
     Check,
     Checked,
     Command,
@@ -36,6 +39,7 @@ from peerformer.protocol.effects import (
     Inspect,
     Persist,
     Received,
+    Repeat,
     TimerFired,
     Train,
     Trained,
@@ -45,7 +49,12 @@ from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.headers import Headers
 from peerformer.protocol.identity import HashChain, KeyPair
 from peerformer.protocol.membership import VOTER, next_members, quorum
-from peerformer.protocol.messages import Certified, Packet, Return, unpack
+from peerformer.protocol.messages import (
+    Certified,
+    Packet,
+    Return,
+    unpack,
+)
 from peerformer.protocol.neighbourhood import Link, Neighbourhood
 from peerformer.protocol.outbox import Outbox
 from peerformer.protocol.rates import Rates
@@ -75,6 +84,7 @@ class Machine:
     timing: Timing
     ledger: Ledger
     training: Training
+    auditing: Auditing
     sync: Sync
     requests: Requests
     trials: Trials
@@ -136,6 +146,7 @@ class Machine:
         self.timing = Timing(limits.train_milliseconds_max / 1_000, limits.staleness > 0)
         self.ledger = Ledger()
         self.training = Training(self.chain, self.outbox)
+        self.auditing = Auditing(self.chain, self.outbox)
         self.sync = Sync(self.chain, self.outbox, state_round)
         self.requests = Requests(self.chain, self.outbox, self.hash_chain.links[0], role)
         self.trials = self.requests.trials
@@ -262,6 +273,8 @@ class Machine:
                 made = result if isinstance(result, Trained) else None
                 self.training.on_trained(work, made, now)
                 self.training.hand_in(current, now)
+            case FetchBlob() if work.blob_hash in self.auditing.fetching:
+                self.auditing.on_fetched(work, succeeded=result is True)
             case FetchBlob() if work.round == current.number:
                 current.on_fetched(work, succeeded=result is True, now=now)
             case FetchBlob() if self.sync.last and work.round == self.sync.last.number:
@@ -270,6 +283,8 @@ class Machine:
                     self.sync.on_fetch_failed(work.round, now)
             case Check() if isinstance(result, Checked):
                 self._on_checked(work, result, now)
+            case Repeat() if isinstance(result, Audited):
+                self.auditing.on_repeated(work, result)
             case Inspect(exhibit):
                 self._on_inspected(exhibit, result if isinstance(result, Checked) else None)
             case Apply() if isinstance(result, Applied):
@@ -355,8 +370,10 @@ class Machine:
             outbox=self.outbox,
             timing=self.timing,
             blob_size_max=self.genesis.blob_size_max,
+            record_size_max=self.genesis.record_size_max,
             scored_by=limits.scored_by_all_max,
             alive=self.alive,
+            findings=self._findings,
             began=self.now,
         )
         headers = Headers(
@@ -375,6 +392,9 @@ class Machine:
             chain.leaders(),
             votes=self.me in voters,
         )
+
+    def _findings(self) -> tuple[Finding, ...]:
+        return self.auditing.findings(self.chain.tip + 1, self.now)
 
     def _resume_round(self, now: float) -> None:
         """Go on with the current round after a start: what was signed before is said again."""
@@ -448,6 +468,8 @@ class Machine:
         self.sync.last, self.sync.computed = decided, self.ballot.headers.applied
         self.timing.note_round(self.now - decided.began)
         reports.report_decided(self.outbox, item, before, self.chain.members, decided, self.now)
+        if not more_to_come:
+            self.auditing.order(item.header, decided.contributions, self.now)
         self.decided_at = self.now
         self.ledger.forget_before(number - LEDGER_ROUNDS + 1)
         self.trials.forget_before(number - ROUNDS_SERVED + 2)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Annotated
 
+from peerformer.protocol.audits import AUDIT_ROUNDS, AUDITS_MAX, Audit, draw_audits
 from peerformer.protocol.codec import U8, U16, U32, U64, Hash, Many, PeerId, encode
 from peerformer.protocol.committee import drawn
 from peerformer.protocol.conduct import accused_of
@@ -38,6 +39,7 @@ from peerformer.protocol.messages import (
     Return,
 )
 from peerformer.protocol.refusals import (
+    AUDIT,
     BAD,
     EQUIVOCATED,
     HARMFUL,
@@ -54,7 +56,7 @@ REPUTATION_MAX = 1_000
 REPUTATION_QUARANTINE = 200  # below it a member gets no slot for a while
 REPUTATION_AFTER_QUARANTINE = 250
 QUARANTINE_ROUNDS = 8
-ACCEPTED_GAIN, HARM_LOSS, SILENCE_LOSS = 10, 100, 5
+ACCEPTED_GAIN, AUDIT_LOSS, HARM_LOSS, SILENCE_LOSS = 10, 300, 100, 5
 EPOCH_ROUNDS = 100  # a request to join is valid, and quotas count, for so many rounds
 STRIKE_ROUNDS = 100  # whoever vouched for an evicted peer may not vouch for so many rounds
 STRIKES_MAX = (1 << 16) - 1
@@ -98,6 +100,7 @@ class Members:
     departed: Annotated[tuple[Departed, ...], Many(MEMBERS_MAX)] = ()
     committee: Annotated[tuple[PeerId, ...], Many(VOTERS_MAX)] = ()  # who votes; none: all voters
     drawn: Annotated[tuple[PeerId, ...], Many(VOTERS_MAX)] = ()  # who contributes; none: all
+    audits: Annotated[tuple[Audit, ...], Many(AUDITS_MAX)] = ()  # of the last rounds
 
     @cached_property
     def hash(self) -> bytes:
@@ -244,7 +247,21 @@ def next_members(members: Members, header: Header, limits: Limits) -> Members:
         tuple(sorted(banned)),
         tuple(departed[peer] for peer in sorted(departed)),
     )
-    return _at_work(after, members.committee, header.beacon, number, limits)
+    after = _at_work(after, members.committee, header.beacon, number, limits)
+    return replace(after, audits=_next_audits(members, after, header, limits))
+
+
+def _next_audits(
+    members: Members, after: Members, header: Header, limits: Limits
+) -> tuple[Audit, ...]:
+    """Return the audits that are still to be told of, and those of the round just decided."""
+    if not limits.audit_permille:
+        return ()
+    kept = (audit for audit in members.audits if audit.round + AUDIT_ROUNDS > header.round)
+    made = draw_audits(
+        header.contributions, after.voters, header.beacon, header.round, limits.audit_permille
+    )
+    return tuple(audit for audit in (*kept, *made) if after.get(audit.peer) is not None)
 
 
 def _at_work(
@@ -325,7 +342,9 @@ def _next_member(
         return member
     reason = refused.get(member.peer)
     change = -SILENCE_LOSS
-    if reason in (BAD, HARMFUL, EQUIVOCATED):
+    if reason == AUDIT:
+        change = -AUDIT_LOSS
+    elif reason in (BAD, HARMFUL, EQUIVOCATED):
         change = -HARM_LOSS
     elif reason in (QUARANTINED, NO_SLOT, NORM) or not header.contributions:
         change = 0  # it contributed but could not earn anything, or the round was a null one

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, get_args
 
+from peerformer.protocol.attestations import (
+    CONTRIBUTIONS_MAX,
+    Attestation,
+)
 from peerformer.protocol.codec import (
     I32,
     U8,
@@ -35,7 +39,6 @@ NO_HASH = bytes(32)
 
 VOTERS_MAX = 256  # of one round
 MEMBERS_MAX = 8_192  # voters, guests and the banned of one swarm
-CONTRIBUTIONS_MAX = 256
 OPERATIONS_MAX = 64
 VOUCHERS_MAX = 8  # of one admission
 BODY_SIZE_MAX = 32 * 1024  # the largest statement: an attestation of 256 contributions
@@ -54,32 +57,18 @@ Bitmap = Annotated[bytes, AtMost(VOTERS_MAX // 8)]
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """What I trained for this round: the keyed hash of my blob, before anybody may see it."""
+    """What I trained for this round: the keyed hash of my blob, before anybody may see it.
+
+    The record is what the training departed from, for those who may have to repeat it; a swarm
+    without audits keeps none.
+    """
 
     round: U64
     blob_hash: Hash
     size: U32
-    optimizer_root: Hash
+    record_hash: Hash
     tokens: U32
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """One contribution as one voter saw it; `score` is loss before minus after, in micro-nats."""
-
-    peer: PeerId
-    blob_hash: Hash
-    size: U32
-    holds: bool  # I hold it, it decodes, and I serve it
-    score: I32 | None
-
-
-@dataclass(frozen=True, slots=True)
-class Attestation:
-    """What one voter holds of a round's contributions, and what it thinks of them."""
-
-    round: U64
-    judgements: Annotated[tuple[Judgement, ...], Many(CONTRIBUTIONS_MAX)]
+    record_size: U64 = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Why a contribution is left out of an update: the reasons that headers carry, and their words."""
 
-BAD, HARMFUL, EQUIVOCATED, QUARANTINED, NO_SLOT, NORM, UNSUPPORTED = range(7)
+BAD, HARMFUL, EQUIVOCATED, QUARANTINED, NO_SLOT, NORM, UNSUPPORTED, AUDIT = range(8)
 REFUSAL_WORDS = (
     "its contribution does not decode",
     "most scorers saw the loss rise",
@@ -9,4 +9,5 @@ REFUSAL_WORDS = (
     "no slot was left",
     "its norm is out of bounds",
     "too few voters held it in time",
+    "most auditors could not repeat its training",
 )

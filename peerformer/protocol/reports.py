@@ -1,20 +1,21 @@
 """A decided round in words: what the operator and the journal are told."""
 
 from peerformer import events
+from peerformer.protocol.attestations import Attestation
+from peerformer.protocol.audits import AUDIT_ROUNDS
 from peerformer.protocol.collection import Collection
 from peerformer.protocol.conduct import describe
 from peerformer.protocol.identity import name_of
 from peerformer.protocol.membership import ROLE_WORDS, SUSPENDED, Members, subject_of
 from peerformer.protocol.messages import (
     Admission,
-    Attestation,
     Certified,
     Departure,
     Eviction,
     Return,
 )
 from peerformer.protocol.outbox import Outbox
-from peerformer.protocol.refusals import HARMFUL, REFUSAL_WORDS
+from peerformer.protocol.refusals import AUDIT, HARMFUL, REFUSAL_WORDS
 
 
 def report_decided(
@@ -46,7 +47,11 @@ def report_decided(
         )
     )
     for entry in header.refused:
-        evidence = _scores(collection, entry.peer) if entry.reason == HARMFUL else ""
+        evidence = ""
+        if entry.reason == HARMFUL:
+            evidence = _scores(collection, entry.peer)
+        elif entry.reason == AUDIT:
+            evidence = _audits(before, entry.peer, header.round)
         outbox.report(
             events.ContributionRefused(
                 round=header.round,
@@ -86,6 +91,15 @@ def _scores(collection: Collection, peer: bytes) -> str:
     harmed = sum(score < 0 for score in scores)
     worst = -sorted(scores)[len(scores) // 2] / 1_000
     return f"{harmed} of {len(scores)} scorers saw the loss rise (median {worst:+.1f} milli-nats)"
+
+
+def _audits(members: Members, peer: bytes, number: int) -> str:
+    due = (a for a in members.audits if a.peer == peer and a.round + AUDIT_ROUNDS == number)
+    return "; ".join(
+        f"of its contribution to round {audit.round}, repeated by "
+        + ", ".join(name_of(auditor) for auditor in audit.auditors)
+        for audit in due
+    )
 
 
 def _report_members(outbox: Outbox, item: Certified, before: Members, after: Members) -> None:

@@ -10,11 +10,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from peerformer.protocol.attestations import Attestation, Judgement
+from peerformer.protocol.audits import failed_audits
 from peerformer.protocol.codec import MalformedError
 from peerformer.protocol.genesis import Limits
 from peerformer.protocol.membership import SUSPENDED, VOTER, Member, Members, tolerated_faults
-from peerformer.protocol.messages import Accepted, Attestation, Envelope, Judgement, Refused
+from peerformer.protocol.messages import (
+    Accepted,
+    Envelope,
+    Refused,
+)
 from peerformer.protocol.refusals import (
+    AUDIT,
     BAD,
     EQUIVOCATED,
     HARMFUL,
@@ -40,8 +47,11 @@ def attestation_fault(envelope: Envelope, round_number: int) -> str | None:
         return str(error)
     if not isinstance(statement, Attestation) or statement.round != round_number:
         return "not an attestation of this round"
-    slots = [judgement.peer for judgement in statement.judgements]
-    return None if slots == sorted(set(slots)) else "judgements repeated or unsorted"
+    for listed in (statement.judgements, statement.findings):
+        peers = [entry.peer for entry in listed]
+        if peers != sorted(set(peers)):
+            return "judgements or findings repeated or unsorted"
+    return None
 
 
 def select(
@@ -59,11 +69,17 @@ def select(
         for judgement in statement.judgements:
             by_peer[judgement.peer].append(judgement)
     gone, enough = set(evicted), tolerated_faults(len(members.voters)) + 1
+    failed = failed_audits(attestations, members.audits, round_number)
     candidates: list[tuple[Member, Accepted]] = []
     refused: list[Refused] = []
     for member in members.members:
         judgements = by_peer.get(member.peer)
-        if member.peer in gone or member.role == SUSPENDED or not judgements:
+        if member.peer in gone or member.role == SUSPENDED:
+            continue
+        if member.peer in failed:
+            refused.append(Refused(member.peer, AUDIT))
+            continue
+        if not judgements:
             continue
         verdict = _judge(judgements, enough, limits.harm_micronats)
         if isinstance(verdict, Accepted) and member.quarantined_until > round_number:

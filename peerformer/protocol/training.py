@@ -35,8 +35,13 @@ def shard_seed(chain: Chain, peer: bytes, number: int) -> bytes:
     staleness = chain.genesis.limits.staleness
     assert 1 <= number - chain.tip <= 1 + staleness
     if not staleness:
-        return hash_of("shard", chain.beacon, peer)
+        return shard_of(chain.beacon, peer)
     return hash_of("shard", chain.beacon_of(number - 2), peer, number.to_bytes(8, "little"))
+
+
+def shard_of(beacon: bytes, peer: bytes) -> bytes:
+    """Return which data a peer trains on for the round after that of a beacon."""
+    return hash_of("shard", beacon, peer)
 
 
 def _contributed(peer: bytes, header: Header) -> bool:

@@ -10,9 +10,13 @@ decoded, is never convicted.
 
 from dataclasses import dataclass, field
 
+from peerformer.protocol.attestations import Attestation
 from peerformer.protocol.conduct import Exhibit, accused_of, exhibit_of
 from peerformer.protocol.effects import Inspect
-from peerformer.protocol.messages import Attestation, Envelope, FalseHolding
+from peerformer.protocol.messages import (
+    Envelope,
+    FalseHolding,
+)
 from peerformer.protocol.outbox import Outbox
 
 EXHIBITS_PER_TELLER_MAX = 4  # under trial at once: a liar fills its own places only

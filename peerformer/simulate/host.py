@@ -72,6 +72,12 @@ class WorldBlobs:
         """Serve from now on."""
         self.hidden.discard(key)
 
+    def discard(self, key: bytes) -> None:
+        """Hold bytes no longer."""
+        self.held.pop(key, None)
+        self.hidden.discard(key)
+        self.fleeting.discard(key)
+
     def lose_fleeting(self) -> None:
         """Forget what was not durable: the power failed."""
         for key in self.fleeting:

@@ -9,6 +9,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 
 from peerformer.adversary import POISONS
+from peerformer.events import PeerAudited
+from peerformer.protocol.attestations import Attestation
+from peerformer.protocol.auditing import WITHHELD
 from peerformer.protocol.certificates import vote_of
 from peerformer.protocol.codec import decode, encode
 from peerformer.protocol.conduct import slot_of
@@ -21,7 +24,6 @@ from peerformer.protocol.merkle import state_root
 from peerformer.protocol.messages import (
     STATEMENTS,
     Admission,
-    Attestation,
     Certified,
     Contradiction,
     Departure,
@@ -34,6 +36,7 @@ from peerformer.protocol.messages import (
     Timeout,
     signed_bytes,
 )
+from peerformer.protocol.refusals import AUDIT
 from peerformer.simulate.host import Host
 
 LATER_PACKETS_MAX = 1_024  # of the next round, over all connections: stated in `intake`
@@ -68,7 +71,7 @@ class Invariants:
         self.voters: dict[int, frozenset[bytes]] = {1: frozenset(founders(genesis).voters)}
         self.views: Counter[int] = Counter()  # view of decision -> rounds
         self.view_of: dict[int, int] = {}  # round -> lowest view of a certificate seen
-        self.joins = self.evictions = 0
+        self.joins = self.evictions = self.audits = self.audits_failed = 0
         self._idle: Counter[bytes] = Counter()  # rounds in a row without an attestation
         self.promised = True  # at most f lie; else a fork is what is to be expected
         self.on_first_said: Callable[[Host, str], None] = lambda host, kind: None
@@ -139,13 +142,23 @@ class Invariants:
             self.fail("no lock is forgotten", f"host {host.index} denied its commit of {view}")
 
     def on_report(self, host: Host, report: Report) -> None:
-        """Evidence never convicts an honest peer."""
+        """Evidence never convicts an honest peer, and an honest training can be repeated."""
+        if isinstance(report.event, PeerAudited) and self._judged(host):
+            self._check_audit(host, report.event)
         if report.evidence is None or not self._judged(host):
             return
         culprit = getattr(report.event, "peer", "")
         accused = self.by_id.get(bytes.fromhex(culprit), []) if culprit else []
         if any(self._judged(one) for one in accused):
             self.fail("no honest peer is incriminated", f"host {host.index}: {report.event}")
+
+    def _check_audit(self, host: Host, audited: PeerAudited) -> None:
+        """A record that was not handed out proves nothing: links are cut."""
+        self.audits += 1
+        authors = self.by_id.get(bytes.fromhex(audited.peer), [])
+        lied = not all(one.honest for one in authors)
+        if not audited.passed and audited.why != WITHHELD and not lied:
+            self.fail("an honest training can be repeated", f"host {host.index}: {audited}")
 
     # --- what a host decides -------------------------------------------------------------------
 
@@ -183,6 +196,7 @@ class Invariants:
         if header.members_hash != self.next_members.get(number, header.members_hash):
             self.fail("members follow", f"round {number} has others than the round before named")
         if first:
+            self.audits_failed += sum(entry.reason == AUDIT for entry in header.refused)
             self.next_members[number + 1] = header.next_members_hash
             self.views[item.certificate.view] += 1
             self.view_of[number] = item.certificate.view
@@ -296,6 +310,29 @@ class Invariants:
                     f"round {number} accepts a contribution held by {holders[slot]}, "
                     f"harmful to {harmed} of {len(scores[slot])}",
                 )
+
+        self._check_audited(item, machine, attestations)
+
+    def _check_audited(
+        self, item: Certified, machine: Machine, attestations: tuple[Envelope, ...]
+    ) -> None:
+        """Only who failed by the word of most of those drawn is refused, and is not accepted."""
+        header, number = item.header, item.header.round
+        audits = machine.chain.past_members[number].audits
+        due = {a.peer: a.auditors for a in audits if a.round == number - 2}
+        against: Counter[bytes] = Counter()
+        for envelope in attestations:
+            attestation = envelope.statement
+            assert isinstance(attestation, Attestation)
+            for finding in attestation.findings:
+                drawn = envelope.sender in due.get(finding.peer, ())
+                against[finding.peer] += drawn and not finding.passed
+        failed = {peer for peer, drawn in due.items() if 2 * against[peer] > len(drawn)}
+        refused = {entry.peer for entry in header.refused if entry.reason == AUDIT}
+        accepted = {entry.peer for entry in header.contributions}
+        if not refused <= failed or accepted & failed:
+            what = f"round {number} refuses {len(refused)} for their training, {len(failed)} failed"
+            self.fail("refused = failed by most auditors", what)
 
     def on_state(self, host: Host, number: int, state: bytes) -> None:
         """Equal headers imply equal state bytes."""

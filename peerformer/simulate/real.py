@@ -60,14 +60,14 @@ TINY = Config(
 class RealReplicas:
     """What a world needs to know of its benches: these hold tensors."""
 
-    def __init__(self, seed: int, staleness: int = 0) -> None:
-        """Make the first model and the held-out text of a seed."""
+    def __init__(self, seed: int, staleness: int = 0, *, audited: bool = False) -> None:
+        """Make the first model and the held-out text of a seed; with audits, one text for all."""
         torch.set_num_threads(1)  # such small tensors are only slower on more
         self.seed = seed
         config = replace(
             TINY,
             training=replace(TINY.training, seed=seed),
-            swarm=replace(TINY.swarm, staleness=staleness),
+            swarm=replace(TINY.swarm, staleness=staleness, audits=float(audited)),
         )
         self.recipe = recipe_bytes(config)
         self.config = recipe_config(self.recipe, threads=1)
@@ -96,7 +96,8 @@ class RealReplicas:
     def bench(self, me: bytes, life: int, *, poisons: bool) -> TensorBench:
         """Return a bench at round 0; one that poisons sends the opposite of what it trained."""
         model, scorer = Transformer(self.config.model), Transformer(self.config.model)
-        text = self._text(me.hex(), STORIES_A_HOST)
+        shared = self.config.swarm.audits > 0
+        text = self._text("all" if shared else me.hex(), STORIES_A_HOST)
         state = AgreedState.from_bytes(self.first_state(), self.parameters)
         replica = AgreedReplica(self.config, model, scorer, state, text, self.held_out)
         replica.on_update = self._note_update

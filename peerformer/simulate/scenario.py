@@ -14,6 +14,7 @@ First who takes part:
     adversary PEER LIES                 this peer lies; the lies of `byzantine` joined by `+`
     lie to PEERS                        who hears the other story (another half each round)
     seed N                              another draw of delays and lies (1 if not given)
+    audits N                            of 1,000 contributions are repeated by others (none)
     too many liars                      more than f: a fork is no breach of what was promised
 
 What happens; a KIND is contribution, attestation, proposal, prepare, commit or timeout:
@@ -92,11 +93,12 @@ from peerformer.simulate.expectations import EXPECTATIONS
 from peerformer.simulate.invariants import Violation
 from peerformer.simulate.stage import PARCELS, STATEMENTS, Stage
 from peerformer.simulate.steps import STEPS
-from peerformer.simulate.world import World
+from peerformer.simulate.toy import IDLE, ToyReplicas
+from peerformer.simulate.world import LIMITS, World
 
 PEERS_MAX = 13
 BELOW, AGAIN = "----", "then"
-LIES = (*ATTACKS, "poison", "garbage")
+LIES = (*ATTACKS, *IDLE, "poison", "garbage")
 TRAIN_SECONDS = 1.0
 
 
@@ -107,6 +109,7 @@ class Cast:
     peers: int = 4
     spares: int = 0
     seed: int = 1
+    audit_permille: int = 0
     liars: tuple[tuple[int, tuple[str, ...]], ...] = ()
     victims: tuple[int, ...] | None = None
     too_many: bool = False
@@ -125,6 +128,7 @@ CAST: dict[str, Callable[..., Cast]] = {
     ),
     "lie to PEERS": lambda cast, peers: replace(cast, victims=peers),
     "seed N": lambda cast, number: replace(cast, seed=number),
+    "audits N": lambda cast, number: replace(cast, audit_permille=number),
     "too many liars": lambda cast: replace(cast, too_many=True),
 }
 FORMS: tuple[Mapping[str, Callable[..., Any]], ...] = (CAST, STEPS, EXPECTATIONS)
@@ -309,7 +313,13 @@ def play(story: Story) -> Verdict:
 
 def _world(cast: Cast) -> World:
     world = World(
-        cast.seed, cast.peers, attacks=dict(cast.liars), spares=cast.spares, sorted_ids=True
+        cast.seed,
+        cast.peers,
+        attacks=dict(cast.liars),
+        spares=cast.spares,
+        limits=replace(LIMITS, audit_permille=cast.audit_permille),
+        replicas=ToyReplicas(audited=cast.audit_permille > 0),
+        sorted_ids=True,
     )
     world.invariants.promised = not cast.too_many
     if cast.victims is not None:

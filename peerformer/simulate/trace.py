@@ -2,19 +2,21 @@
 
 from collections.abc import Iterable
 
+from peerformer.protocol.attestations import Attestation
 from peerformer.protocol.effects import (
+    Audited,
     Disconnect,
     Disconnected,
     Effect,
     Event,
     Received,
+    Repeat,
     Send,
     TimerFired,
     Trained,
     WorkFinished,
 )
 from peerformer.protocol.messages import (
-    Attestation,
     Certified,
     Contribution,
     Envelope,
@@ -80,6 +82,8 @@ def _happened(what: Event | Effect | str) -> str | None:
             return "has waited long enough for this view"
         case WorkFinished(_, Trained()):
             return "has trained"
+        case WorkFinished(Repeat(number, _), Audited(passed, why)):
+            return f"has repeated a training for round {number}: {why}, passed: {passed}"
         case Disconnect(_, reason):
             return f"cuts a connection: {reason}"
         case Disconnected() | Received():

@@ -25,7 +25,7 @@ def copied(world: "World", host: Host, source: Host, work: FetchBlob | FetchStat
     data = source.blobs.held.get(work.blob_hash)
     if data is None or work.blob_hash in source.blobs.hidden or len(data) != work.size:
         return False
-    if isinstance(source.peer, Byzantine) and not source.peer.serves(host.me):
+    if isinstance(source.peer, Byzantine) and not source.peer.serves(host.me, work.blob_hash):
         return False
     if blob_hash(world.genesis.chain_id, work.round, work.author, [data]) != work.blob_hash:
         return False

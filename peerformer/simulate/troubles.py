@@ -17,7 +17,9 @@ from peerformer.byzantine import ATTACKS
 from peerformer.errors import ConfigError
 from peerformer.protocol.checkpoint import newest_checkpoint
 from peerformer.protocol.effects import Command
+from peerformer.protocol.genesis import Limits
 from peerformer.protocol.membership import tolerated_faults
+from peerformer.simulate.audited import TOLD_ONLY_HERE, drawn_permille, misreport
 from peerformer.simulate.host import Host, Replicas
 from peerformer.simulate.invariants import Violation
 from peerformer.simulate.schedules import Schedules
@@ -42,7 +44,7 @@ PATIENCE_SECONDS = 600.0
 ROUNDS_AFTER = 2  # to be decided once the trouble is over
 LIARS_TOLD = (*ATTACKS, "poison")
 FALSE_BASE = "false-base"  # told where somebody comes with an invitation
-LIES_DRAWN = tuple(name for name in LIARS_TOLD if name != FALSE_BASE)
+LIES_DRAWN = tuple(name for name in LIARS_TOLD if name not in (FALSE_BASE, *TOLD_ONLY_HERE))
 INVITED = 0.5  # share of the spares that come later, with an invitation
 WORLDS = {
     "mixed": "everything at once (the default)",
@@ -65,6 +67,7 @@ class Plan:
     rounds: int | None = None  # the trouble ends with this round instead
     replica: str = "toy"
     staleness: int | None = None  # None: drawn from the seed
+    audit_permille: int | None = None  # None: drawn from the seed; none in a real one
 
     def has(self, *kinds: str) -> bool:
         """Whether the world has trouble that belongs to one of these kinds."""
@@ -83,13 +86,13 @@ class Outcome:
     violation: Violation | None = None
 
 
-def replicas_of(plan: Plan, seed: int, staleness: int) -> Replicas:
+def replicas_of(plan: Plan, seed: int, limits: Limits) -> Replicas:
     """Return the replicas that a plan asks for."""
     if plan.replica == "toy":
-        return ToyReplicas()
+        return ToyReplicas(audited=limits.audit_permille > 0)
     from peerformer.simulate.real import RealReplicas  # and torch, only where it is asked for
 
-    return RealReplicas(seed, staleness)
+    return RealReplicas(seed, limits.staleness, audited=limits.audit_permille > 0)
 
 
 def parse_adversaries(text: str) -> tuple[tuple[str, ...], ...]:
@@ -129,9 +132,11 @@ class Troubled:
         self.faults = tolerated_faults(min(self.size, committee))  # of any committee drawn
         liars = self._liars()
         spares = self.random.choice((0, 0, 1, 2)) if plan.has("churn") else 0
+        staleness = self._staleness()
         limits = replace(
             LIMITS,
-            staleness=self._staleness(),
+            staleness=staleness,
+            audit_permille=drawn_permille(plan, seed) if not staleness else 0,
             committee_size=committee,
             committee_rounds=COMMITTEE_ROUNDS,
         )
@@ -141,7 +146,7 @@ class Troubled:
             attacks=liars,
             spares=spares,
             limits=limits,
-            replicas=replicas or replicas_of(plan, seed, limits.staleness),
+            replicas=replicas or replicas_of(plan, seed, limits),
         )
         self.founders = list(range(self.size))
         self.spares = list(range(self.size, self.size + spares))
@@ -153,6 +158,7 @@ class Troubled:
         self.poisoners = {i for i, names in liars.items() if POISONS.keys() & set(names)}
         self.leaving: set[int] = set()
         self.invited = self._invite()
+        misreport(self.world)
         self.torn_left = self.faults - len(liars)
         self.healed = False
         self._schedule()
@@ -411,6 +417,8 @@ class Troubled:
         outcome.counts["byzantine acts"] += world.plot.acts
         outcome.counts["byzantine peers"] += len(self.founders) - len(self.honest)
         outcome.counts["evictions"] += world.invariants.evictions
+        outcome.counts["audits"] += world.invariants.audits
+        outcome.counts["audits failed"] += world.invariants.audits_failed
         outcome.counts["joins"] += world.invariants.joins
         outcome.counts["messages lost"] += world.network.lost
         return outcome

@@ -15,6 +15,7 @@ from peerformer.protocol.effects import (
     FetchBlob,
     FetchState,
     Inspect,
+    Repeat,
     Train,
     Trained,
     Work,
@@ -53,6 +54,8 @@ class Works:
             self._dial(host, work)
         elif isinstance(work, Inspect) and work.exhibit.blob_hash not in host.blobs.held:
             self._fetch_and_inspect(host, work)
+        elif isinstance(work, Repeat):
+            self._perform_in(host, work, 2 * self.train_seconds(host.index))  # beside all else
         elif isinstance(work, Train) and self.world.limits.staleness:
             self._train_beside(host, work)
         else:
@@ -66,6 +69,9 @@ class Works:
         seconds = self.train_seconds(host.index) if is_training else self.bench_seconds(work)
         host.busy_until = max(host.busy_until, self.world.now) + seconds
         host.training_until += seconds  # a training in hand gives way
+        self._perform_in(host, work, host.busy_until - self.world.now)
+
+    def _perform_in(self, host: Host, work: Work, seconds: float) -> None:
         life = host.life
 
         def perform() -> None:
@@ -79,7 +85,7 @@ class Works:
                 self.world.save(host)
             self._finish(host, finished)
 
-        self.world.at(host.busy_until - self.world.now, perform)
+        self.world.at(seconds, perform)
 
     def _train_beside(self, host: Host, work: Train) -> None:
         """Train while other works go on, after those ordered before.

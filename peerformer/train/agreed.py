@@ -42,8 +42,12 @@ hand, from its first step: what was under way belongs to a state that may have b
 
 *Judging.* A contribution for round r is scored at a fifth of its step from the state that the bench
 holds when it is checked: S_{r-1}, or S_{r-2} while this peer still computes or fetches that. It is
-an opinion in either case. Aggregation is onto S_{r-1} and nothing else. Nothing records between
-which steps a start moved, so a training that was ahead cannot be repeated exactly by others.
+an opinion in either case. Aggregation is onto S_{r-1} and nothing else.
+
+*Repeating.* In a swarm with audits each contribution comes with the record of what its training
+departed from (see `replay`), and the states of the last rounds are kept for auditors. Nothing
+records between which steps a start moved, so a training that was ahead is never repeated: such a
+swarm has no audits.
 """
 
 from collections.abc import Callable, Mapping
@@ -65,12 +69,13 @@ from peerformer.train import poison
 from peerformer.train.feedback import Feedback
 from peerformer.train.optimizer import build_optimizer, optimizer_tensors
 from peerformer.train.recipe import rule_of
+from peerformer.train.replay import Departure, Repeater, Repetition, rate_scale
 from peerformer.train.replica import Replica
-from peerformer.train.schedule import learning_rate_scale
 
 TRIAL_STEP = 0.2  # a contribution is scored at a fifth of its step: a full one overshoots
 OUTLIER_FACTOR = 8.0  # an update this much longer than the last ones is not sent
 OUTLIER_HISTORY = 16
+STATES_KEPT = 3  # for auditors: those that the last rounds departed from
 UPDATES_KEPT = 8  # by a liar, to replay them or to know its spread
 STEPS_AGE_MAX = 2  # rounds between the state that a step departed from and the one it is added to
 
@@ -80,7 +85,7 @@ class Contribution:
     """What a round of local training made."""
 
     blob: bytes
-    optimizer_root: bytes
+    record: bytes  # what it departed from, for auditors; empty if there are none
     tokens: int
     loss: float
 
@@ -101,6 +106,11 @@ def initial_state(model: nn.Module) -> AgreedState:
     """Return the agreed state of round 0: the model's parameters in fixed point, no momentum."""
     theta_P = to_fixed(_flat(dict(model.named_parameters())))
     return AgreedState(theta_P, torch.zeros_like(theta_P), ())
+
+
+def swarm_audits(config: Config) -> bool:
+    """Tell whether trainings of the swarm are repeated by auditors."""
+    return config.swarm.audits > 0
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
@@ -128,6 +138,9 @@ class AgreedReplica:
     replica: Replica = field(init=False)
     feedback: Feedback = field(init=False)
     local: Local | None = None  # None: the model holds nothing of use
+    departure: Departure | None = None  # what it departed from beside the state, with audits
+    departed_from: dict[int, Tensor] = field(default_factory=dict)  # theta, by the round trained
+    repeater: Repeater | None = None  # built for the first audit
     norms: list[float] = field(default_factory=list)  # of the updates last sent
     poison: str | None = None  # an attack of `poison`, for tests and demonstrations
     poison_round: int = 0  # from which on it is told
@@ -150,6 +163,8 @@ class AgreedReplica:
             autocast_dtype=None,
         )
         self.feedback = Feedback(torch.zeros(self.layout.size))
+        if swarm_audits(self.config):
+            self.departed_from[self.round + 1] = self.state.theta_P
         for layer in _layers(self.model):
             layer.register_forward_pre_hook(lambda *_: self.between_layers())
             layer.register_full_backward_pre_hook(lambda *_: self.between_layers())
@@ -192,14 +207,7 @@ class AgreedReplica:
             batch = self.text.batch(number, step, batch_size=settings.batch_size)
             batch = data.batch(batch, self.config.model.vocab_size)
             local.losses.append(self.replica.gradients([batch]))
-            self.replica.apply(
-                learning_rate_scale(
-                    (round_number - 1) * steps + step,
-                    steps=settings.steps,
-                    warmup_steps=settings.warmup_steps,
-                    final_fraction=settings.final_fraction,
-                )
-            )
+            self.replica.apply(rate_scale(self.config, round_number, step, steps))
         local.ended = True
         self.last_loss = sum(local.losses) / steps
         delta_P = local.start_P - _flat(dict(self.model.named_parameters()))
@@ -221,6 +229,8 @@ class AgreedReplica:
                 return self.local
         start_P = to_float(self.state.theta_P)
         self._load(self.model, start_P)
+        if swarm_audits(self.config):
+            self.departure = Departure.of(self.replica)
         self.local = Local(round_number, self.round, self.round, start_P)
         return self.local
 
@@ -247,9 +257,10 @@ class AgreedReplica:
             delta_P, unsent_P = self._poisoned(round_number, delta_P), torch.zeros_like(unsent_P)
         elif not self._told(round_number):
             self.on_update(round_number, delta_P)
+        record = self.departure.record(unsent_P) if self.departure else b""
         encoded = encode(delta_P, unsent_P, codec=swarm.codec, feedback=swarm.feedback)
         self.feedback.sent(round_number, residual_P=encoded.residual_P, whole_P=delta_P)
-        return Contribution(encoded.blob, self.optimizer_root(), tokens, self.last_loss)
+        return Contribution(encoded.blob, record, tokens, self.last_loss)
 
     def _poisoned(self, round_number: int, own_P: Tensor) -> Tensor:
         seed = _seed_of(own_P)
@@ -264,14 +275,6 @@ class AgreedReplica:
         told_P = poison.UPDATES[self._told(round_number)](known)
         self.trained_before = [*self.trained_before, own_P][-UPDATES_KEPT:]
         return told_P
-
-    def optimizer_root(self) -> bytes:
-        """Return the hash of the optimizer's state, to which a contribution commits."""
-        hasher = blake3()
-        for name, tensor in sorted(optimizer_tensors(self.replica.optimizer).items()):
-            hasher.update(name.encode())
-            hasher.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return hasher.digest()
 
     # --- judging -------------------------------------------------------------------------------
 
@@ -303,6 +306,23 @@ class AgreedReplica:
         batch = self.held_out.batch(_number(seed), 0, batch_size=count)
         return float(self.scorer.loss(batch.tokens_BT, batch.targets_BT))  # type: ignore[operator]
 
+    def repeat(
+        self,
+        round_number: int,
+        blob: bytes,
+        record: bytes,
+        seed: bytes,
+        should_stop: Callable[[], bool],
+    ) -> Repetition:
+        """Train for a round again as its author says it did, and compare; see `replay`."""
+        theta_P = self.departed_from.get(round_number)
+        if theta_P is None:
+            return Repetition(None, "the state that it departed from is gone")
+        if self.repeater is None:
+            self.repeater = Repeater.beside(self.config, self.model, self.text, self.layout)
+        start_P, number = to_float(theta_P), _number(seed)
+        return self.repeater.repeat(round_number, start_P, blob, record, number, should_stop)
+
     # --- agreeing ------------------------------------------------------------------------------
 
     def apply(
@@ -332,6 +352,10 @@ class AgreedReplica:
     def move_to(self, round_number: int, state: AgreedState, *, accepted: bool | None) -> None:
         """Make a state the agreed one; `accepted` is None if I was not there for the round."""
         self.state, self.round = state, round_number
+        if swarm_audits(self.config):
+            kept = range(round_number + 2 - STATES_KEPT, round_number + 1)
+            self.departed_from = {n: self.departed_from[n] for n in kept if n in self.departed_from}
+            self.departed_from[round_number + 1] = state.theta_P
         self.loss_before = {}
         if accepted is None:
             self.feedback.forget()

@@ -25,16 +25,15 @@ from peerformer.model.transformer import Transformer
 from peerformer.node.evidence import save_evidence
 from peerformer.node.journal import DurableStore
 from peerformer.peer import Made
+from peerformer.protocol.attestations import Attestation, Judgement
 from peerformer.protocol.effects import Applied, Checked
 from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.identity import hash_of
 from peerformer.protocol.light_client import RoundEvidence, show_document
 from peerformer.protocol.merkle import state_root
 from peerformer.protocol.messages import (
-    Attestation,
     Eviction,
     FalseHolding,
-    Judgement,
     sign,
 )
 from peerformer.settings import resolve

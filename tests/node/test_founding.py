@@ -41,3 +41,21 @@ def test_a_recipe_with_a_rule_that_is_not_known_here_is_refused() -> None:
     odd = replace(config, swarm=replace(config.swarm, rule="krum+mean"))
     with pytest.raises(ConfigError, match="unknown rule"):
         recipe_config(recipe_bytes(odd))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what", "hint"),
+    [
+        ({"swarm.audits": 0.5, "swarm.staleness": 1}, "ran ahead", "--swarm.staleness 0"),
+        ({"swarm.audits": 0.0001}, "less than the least", "0.001"),
+    ],
+)
+def test_audits_that_nobody_can_do_are_refused(
+    overrides: dict[str, object], what: str, hint: str, tmp_path: Path
+) -> None:
+    config = resolve(size="nano", overrides=overrides).config
+    directory = SwarmDirectory(tmp_path / "swarm")
+    with pytest.raises(ConfigError) as caught:
+        found(directory, config, seeds(4))
+    assert what in str(caught.value) and hint in (caught.value.hint or "")
+    assert not directory.path.exists()

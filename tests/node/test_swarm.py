@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from peerformer import events
+from peerformer.config import DataConfig
+from peerformer.errors import PeerformerError
 from peerformer.events import read_journal
 from peerformer.gradients.fixed_point import parameters_of
 from peerformer.interface.cli import main
@@ -171,6 +173,46 @@ def test_a_voter_that_attests_garbage_is_evicted_and_anybody_can_check_why(
     config = recipe_config(genesis.recipe, threads=1, data=None)
     parameters = sum(p.numel() for p in Transformer(config.model).parameters())
     assert parameters_of(genesis.state_size) == parameters
+
+
+@pytest.mark.timeout(200)
+def test_who_trains_less_than_its_share_is_found_by_those_who_repeat_it(
+    supervisor: Supervisor,
+) -> None:
+    config = small(4, **{"swarm.audits": 1.0, "swarm.inner_steps": 8})
+    supervisor.found(config, lambda _: None)
+    names = [directory.name for directory in supervisor.swarm.peers()]
+    lazy, honest = names[0], names[1:]
+    start(supervisor, {lazy: "half-steps"})
+
+    def told(name: str, kind: type) -> list[Any]:
+        journal = read_journal(supervisor.swarm.peer(name).journal)
+        return [event for event in journal if isinstance(event, kind)]
+
+    def failed(_: dict[str, Any]) -> set[str]:
+        refused = told(honest[0], events.ContributionRefused)
+        return {event.name for event in refused if "auditors" in event.reason}
+
+    until(supervisor, lambda now: bool(failed(now)))
+    found = [event for name in honest for event in told(name, events.PeerAudited)]
+    assert {event.passed for event in found if event.name != lazy} == {True}, found
+    until(supervisor, lambda _: bool(told(honest[0], events.PeerQuarantined)))
+    assert {event.name for event in told(honest[0], events.PeerQuarantined)} == {lazy}
+    assert failed({}) == {lazy}
+    assert not told(honest[0], events.PeerEvicted)  # it is no evidence
+
+
+def test_a_peer_with_another_text_does_not_start_where_trainings_are_repeated(
+    supervisor: Supervisor,
+) -> None:
+    supervisor.found(small(4, **{"swarm.audits": 0.5}), lambda _: None)
+    name = supervisor.swarm.peers()[0].name
+    other = PeerOptions(threads=1, data=DataConfig(path="synthetic:2"))
+    with pytest.raises(PeerformerError, match="did not come up"):
+        supervisor.await_listening([supervisor.start(name, other)])
+    log = (supervisor.swarm.peer(name).path / "peerformer.log").read_text()
+    assert "text is another than the one that all of this swarm train on" in log
+    assert "--data" in log and "Traceback" not in log
 
 
 @pytest.mark.timeout(200)

@@ -4,7 +4,16 @@ import threading
 from collections.abc import Callable
 
 from peerformer.node.worker import Worker
-from peerformer.protocol.effects import Check, Checked, Train, Trained, Work, WorkFinished
+from peerformer.protocol.effects import (
+    Audited,
+    Check,
+    Checked,
+    Repeat,
+    Train,
+    Trained,
+    Work,
+    WorkFinished,
+)
 
 STEPS = 20
 
@@ -18,6 +27,8 @@ class Bench:
 
     def perform(self, work: Work, should_stop: Callable[[], bool] = lambda: False) -> WorkFinished:
         if not isinstance(work, Train):
+            if isinstance(work, Repeat):
+                return self.audit(work, should_stop)
             assert isinstance(work, Check)
             self.order.append(f"check {work.round}")
             return WorkFinished(work, Checked(None, None))
@@ -28,6 +39,14 @@ class Bench:
                 return WorkFinished(work, None)
             self.order.append(f"step {work.round}.{step}")
         return WorkFinished(work, Trained(bytes(32), 1, bytes(32), 1))
+
+    def audit(self, work: Repeat, should_stop: Callable[[], bool]) -> WorkFinished:
+        for step in range(STEPS):
+            self.between(-work.round, step)
+            if should_stop():
+                return WorkFinished(work, Audited(None, "stopped"))
+            self.order.append(f"audit {work.round}.{step}")
+        return WorkFinished(work, Audited(True, ""))
 
 
 def run(works: list[Work], ordered: dict[tuple[int, int], list[Work]]) -> tuple[Bench, list[Work]]:
@@ -75,6 +94,26 @@ def test_a_later_training_ends_the_one_in_hand_and_keeps_its_place_in_the_order(
     bench, _ = run([train(1)], {(1, 2): [check(1), train(2), check(2)]})
     assert bench.order[2:5] == ["check 1", "stopped 1 at 2", "check 2"]
     assert bench.order[5] == "step 2.0" and bench.order[-1] == f"step 2.{STEPS - 1}"
+
+
+def repeat(number: int) -> Repeat:
+    return Repeat(number, bytes(32), bytes(32), bytes(32), bytes(32))
+
+
+def test_an_audit_waits_until_nothing_else_is_to_be_done() -> None:
+    bench, _ = run([train(2)], {(2, 0): [repeat(1), check(1)], (2, 5): [check(2)]})
+    last = bench.order.index(f"step 2.{STEPS - 1}")
+    audits = [index for index, what in enumerate(bench.order) if what.startswith("audit")]
+    assert len(audits) == STEPS and min(audits) > last
+
+
+def test_an_audit_gives_way_to_a_training_and_then_goes_on() -> None:
+    bench, done = run([repeat(1)], {(-1, 4): [check(1), train(2), repeat(2)], (2, 3): [train(3)]})
+    assert bench.order[4] == "check 1" and bench.order[5] == "step 2.0"
+    ended = bench.order.index(f"step 3.{STEPS - 1}")
+    assert "stopped 2 at 3" in bench.order[5:ended]
+    assert bench.order[ended + 1 : ended + 3] == ["audit 1.4", "audit 1.5"]
+    assert [work.round for work in done if isinstance(work, Repeat)] == [1, 2]
 
 
 def test_a_work_ordered_within_a_step_is_done_within_it() -> None:

@@ -5,6 +5,7 @@ from typing import get_args
 
 import pytest
 
+from peerformer.protocol.attestations import Attestation
 from peerformer.protocol.codec import MalformedError, decode, encode
 from peerformer.protocol.messages import (
     BODY_SIZE_MAX,
@@ -13,7 +14,6 @@ from peerformer.protocol.messages import (
     PACKETS,
     RECORDS_MAX,
     STATEMENTS,
-    Attestation,
     Bitmap,
     Envelope,
     Headers,

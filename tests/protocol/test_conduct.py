@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from peerformer.protocol.attestations import Attestation, Judgement
 from peerformer.protocol.conduct import (
     SLOTS_PER_PEER_MAX,
     Ledger,
@@ -21,14 +22,12 @@ from peerformer.protocol.consensus import Consensus, SignCommit, SignPrepare, Si
 from peerformer.protocol.identity import KeyPair, blob_hash
 from peerformer.protocol.messages import (
     NO_HASH,
-    Attestation,
     Commit,
     Contradiction,
     Contribution,
     Envelope,
     Evidence,
     FalseHolding,
-    Judgement,
     Leave,
     Prepare,
     Proposal,

@@ -2,9 +2,14 @@
 
 from dataclasses import replace
 
+from peerformer.protocol.attestations import Attestation
 from peerformer.protocol.effects import Effect, Report, TimerFired
 from peerformer.protocol.machine import REPEAT_SECONDS
-from peerformer.protocol.messages import AskHeaders, Attestation, Certified, Headers
+from peerformer.protocol.messages import (
+    AskHeaders,
+    Certified,
+    Headers,
+)
 from tests.protocol.test_machine import (
     KEYS,
     PEERS,

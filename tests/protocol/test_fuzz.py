@@ -81,7 +81,10 @@ def genesis_that_founds(random: Random) -> Spelled:
     founders = tuple(Founder(peer, random.randbytes(32)) for peer in peers)
     most = max(1, drawn.limits.contributions_max)
     limits = replace(drawn.limits, contributions_min=1, contributions_max=most, vouchers=1)
-    limits = random.choice((Limits(), replace(limits, staleness=random.choice((0, 1)))))
+    ahead = random.choice((0, 1))
+    audits = 0 if ahead else random.randrange(1_001)
+    possible = replace(limits, staleness=ahead, audit_permille=audits)
+    limits = random.choice((Limits(), possible))
     return spell(Genesis, replace(drawn, founders=founders, limits=limits), Spelled())
 
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from peerformer.protocol import codec, intake
+from peerformer.protocol.attestations import Attestation
 from peerformer.protocol.certificates import assemble_timeouts, certify
 from peerformer.protocol.effects import (
     Command,
@@ -32,7 +33,6 @@ from peerformer.protocol.messages import (
     PACKETS,
     PROTOCOL_VERSION,
     STATEMENTS,
-    Attestation,
     Certified,
     Commit,
     Envelope,

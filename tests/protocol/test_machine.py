@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from peerformer.protocol import codec, intake
+from peerformer.protocol.attestations import Attestation
 from peerformer.protocol.certificates import assemble_timeouts, certify
 from peerformer.protocol.effects import (
     Command,
@@ -30,7 +31,6 @@ from peerformer.protocol.messages import (
     PROTOCOL_VERSION,
     Accepted,
     Admission,
-    Attestation,
     Certified,
     Commit,
     Envelope,

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 
+from peerformer.protocol.attestations import Attestation, Judgement
 from peerformer.protocol.codec import MalformedError
 from peerformer.protocol.genesis import ADMISSION_CLOSED, Genesis, Limits
 from peerformer.protocol.identity import KeyPair
@@ -22,13 +23,11 @@ from peerformer.protocol.messages import (
     MEMBERS_MAX,
     VOUCHERS_MAX,
     Admission,
-    Attestation,
     Contradiction,
     Departure,
     Envelope,
     Eviction,
     FalseHolding,
-    Judgement,
     Leave,
     Rejoin,
     Return,

@@ -6,6 +6,7 @@ from random import Random
 import pytest
 
 from peerformer import events
+from peerformer.protocol.attestations import Attestation
 from peerformer.protocol.certificates import certify
 from peerformer.protocol.effects import (
     Command,
@@ -29,7 +30,6 @@ from peerformer.protocol.messages import (
     AskPeers,
     AskProposed,
     AskSaid,
-    Attestation,
     Certified,
     Commit,
     Headers,

@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from peerformer.protocol.attestations import Attestation, Judgement
 from peerformer.protocol.codec import encode
 from peerformer.protocol.genesis import Limits
 from peerformer.protocol.membership import (
@@ -19,10 +20,8 @@ from peerformer.protocol.membership import (
 from peerformer.protocol.messages import (
     STATEMENTS,
     Accepted,
-    Attestation,
     Contribution,
     Envelope,
-    Judgement,
     Refused,
 )
 from peerformer.protocol.refusals import (

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from peerformer.protocol.attestations import Attestation, Judgement
 from peerformer.protocol.conduct import Exhibit, exhibit_of
 from peerformer.protocol.effects import (
     Check,
@@ -16,12 +17,10 @@ from peerformer.protocol.effects import (
 )
 from peerformer.protocol.machine import Machine
 from peerformer.protocol.messages import (
-    Attestation,
     Contribution,
     Departure,
     Eviction,
     FalseHolding,
-    Judgement,
     Leave,
     Prepare,
     Requested,

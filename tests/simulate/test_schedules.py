@@ -7,7 +7,7 @@ import pytest
 
 from peerformer.simulate.host import Host
 from peerformer.simulate.schedules import Schedules
-from peerformer.simulate.troubles import Plan, Troubled
+from peerformer.simulate.troubles import COMMITTEE_ROUNDS, Plan, Troubled
 from peerformer.simulate.world import World
 
 
@@ -87,7 +87,7 @@ def test_some_worlds_of_a_seed_play_schedules_and_others_draw_committees() -> No
 def test_a_world_with_committees_changes_them_and_holds_the_invariants(seed: int) -> None:
     number = [n for n in range(300) if Troubled(n, Plan()).world.limits.committee_size < 8][seed]
     print("seed", number)
-    troubled = Troubled(number, Plan())
+    troubled = Troubled(number, Plan(rounds=2 * COMMITTEE_ROUNDS + 1))
     assert troubled.run().violation is None
     chain = next(host.machine for host in troubled.world.honest() if host.machine).chain
     drawn = {members.committee for members in chain.past_members.values()}

@@ -85,6 +85,7 @@ def log(
 _CONDUCT = (
     events.ContributionRefused,
     events.Misbehaved,
+    events.PeerAudited,
     events.PeerQuarantined,
     events.PeerEvicted,
     events.PeerStruck,
