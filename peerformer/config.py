@@ -132,6 +132,16 @@ class SwarmConfig:
     text_digest: str = setting(
         "", "BLAKE3 of the tokens that all train on; the founding derives it where there are audits"
     )
+    privacy_noise: float = setting(
+        0.0,
+        "noise on every contribution, as a share of 2 * privacy_clip; 0: none (docs/privacy.md)",
+        least=0.0,
+        most=1_000.0,
+    )
+    privacy_clip: float = setting(
+        1.0, "longest update where noise is added", least=1e-6, most=1_000_000.0
+    )
+    privacy_delta: float = setting(1e-5, "delta at which epsilon is told", least=1e-12, most=0.1)
     train_seconds_max: float = setting(600.0, "longest local training of a round", least=1.0)
     staleness: int = setting(
         0, "rounds that a peer trains ahead of the vote; 1: it never waits for it", least=0, most=1

@@ -126,6 +126,8 @@ class Console:
             ),
             ("state root", status["state_root"]),
         ]
+        if status["epsilon"] is not None:
+            rows.append(("privacy", f"epsilon {status['epsilon']:.3g} spent (docs/privacy.md)"))
         return "\n".join(f"{name:<11} {value}" for name, value in rows)
 
     def _advice(self, state: str) -> list[str]:

@@ -44,9 +44,11 @@ def headline(overview: dict[str, Any]) -> str:
     loss = f"   loss {sum(losses) / len(losses):.2f}" if losses else ""
     sent = [row["bytes_sent"] for row in overview["peers"] if row["bytes_sent"]]
     bytes_sent = f"   {sum(sent) / len(sent) / 1e6:.1f} MB sent per peer" if sent else ""
+    spent = [row["epsilon"] for row in overview["peers"] if row["epsilon"] is not None]
+    privacy = f"   epsilon {max(spent):.3g} spent" if spent else ""
     return (
         f"round {overview['round']}   {overview['running']} running, quorum {overview['quorum']}, "
-        f"tolerates {overview['tolerates']}{loss}{learned}{bytes_sent}"
+        f"tolerates {overview['tolerates']}{loss}{learned}{bytes_sent}{privacy}"
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from peerformer.adversary import corrupt
 from peerformer.bench import STATES_KEPT, ServedState, TensorBench
-from peerformer.config import DataConfig
+from peerformer.config import Config, DataConfig
 from peerformer.data.batches import Batches
 from peerformer.data.prepare import Prepared, prepare
 from peerformer.data.shards import ShardSet
@@ -42,6 +42,7 @@ from peerformer.protocol.merkle import chunk_key, state_root
 from peerformer.protocol.messages import Certified
 from peerformer.train.agreed import AgreedReplica, initial_state
 from peerformer.train.evaluate import evaluate
+from peerformer.train.privacy import check_accountant
 from peerformer.train.recipe import recipe_config
 
 SNAPSHOTS_KEPT = 2
@@ -79,6 +80,7 @@ class Assembled:
     tokenizer: Tokenizer
     genesis: Genesis
     address: str
+    config: Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +176,7 @@ async def assemble(
     nodes.append(node)
     if options.validates and state_round == 0:
         node.worker.submit(keeper.measure)
-    return Assembled(node, bench, tokenizer, genesis, address)
+    return Assembled(node, bench, tokenizer, genesis, address, replica.config)
 
 
 def _machine(
@@ -212,6 +214,8 @@ def _replica(
     limits = genesis.limits  # what all agree on
     agreed = replace(config.swarm, staleness=limits.staleness, audits=limits.audit_permille / 1_000)
     config = replace(config, swarm=agreed)
+    if agreed.privacy_noise:
+        check_accountant()
     prepared = own_text(swarm, config.data if options.data else None)
     if agreed.audits and prepared.digest != agreed.text_digest:
         raise DataError(

@@ -20,6 +20,7 @@ from peerformer.protocol.identity import HashChain, KeyPair, hash_of
 from peerformer.protocol.merkle import state_root
 from peerformer.settings import to_json
 from peerformer.train.agreed import initial_state
+from peerformer.train.privacy import check_accountant
 from peerformer.train.recipe import recipe_bytes, rule_of
 
 AUDITS_LEAST = 0.001
@@ -127,6 +128,15 @@ def _check_audits(config: Config) -> None:
             where="swarm.audits",
             hint="--swarm.audits 0, or --swarm.staleness 0",
         )
+    if swarm.audits and swarm.privacy_noise:
+        raise ConfigError(
+            "a training whose update is hidden by noise cannot be repeated",
+            where="swarm.audits",
+            why="auditors would need the noise, and the optimizer's state tells what it hides",
+            hint="--swarm.audits 0, or --swarm.privacy_noise 0",
+        )
+    if swarm.privacy_noise:
+        check_accountant()
     if 0 < swarm.audits < AUDITS_LEAST:
         raise ConfigError(
             f"a share of {swarm.audits} is less than the least",

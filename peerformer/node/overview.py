@@ -74,6 +74,7 @@ def _row(
         "reputation": known.get("reputation"),
         "quarantined_until": known.get("quarantined_until", 0),
         "loss": here.get("loss"),
+        "epsilon": here.get("epsilon"),
         "utilisation": here.get("utilisation"),
         "bytes_sent": here.get("bytes_sent", 0),
         "adversary": here.get("adversary"),

@@ -19,6 +19,7 @@ from typing import Any
 from peerformer import events
 from peerformer.adversary import ATTACKS, corrupt, honest_part
 from peerformer.errors import EvictedError, PeerformerError
+from peerformer.events import read_journal
 from peerformer.node.assemble import Assembled, PeerOptions, assemble
 from peerformer.node.checkpoint import save_agreed
 from peerformer.node.directory import PeerDirectory, SwarmDirectory, write_durably
@@ -30,6 +31,7 @@ from peerformer.peer import Peer
 from peerformer.protocol.effects import Command, Report
 from peerformer.protocol.identity import name_of
 from peerformer.protocol.printout import to_text
+from peerformer.train.privacy import epsilon
 
 STATUS_SECONDS = 0.25
 BOOTSTRAP_RETRY_SECONDS = 1.0
@@ -54,6 +56,7 @@ class Running:
         self.on_event = on_event
         self.tally = Tally()
         self.loss: float | None = None
+        self.released = 0  # contributions made, before a restart too
         self.tokens_per_second: float | None = None
         self.bits_per_byte: dict[int, float] = {}
         self.rounds: deque[events.RoundCommitted] = deque(maxlen=ROUNDS_REMEMBERED)
@@ -76,6 +79,9 @@ class Running:
                 peer=machine.me.hex(), name=name_of(machine.me), address=self.parts.address
             )
         )
+        if self.parts.config.swarm.privacy_noise:
+            journal = read_journal(self.directory.journal)
+            self.released = sum(isinstance(event, events.Trained) for event in journal)
         self.node.post(Command("start"))
         self.node.spawn(self._watch())
         return self.parts.address
@@ -119,6 +125,7 @@ class Running:
 
         def note() -> None:
             self.loss = loss
+            self.released += 1
             self._event(event)
 
         self.node.loop.call_soon_threadsafe(note)
@@ -143,10 +150,18 @@ class Running:
             "bits_per_byte": {str(n): value for n, value in self.bits_per_byte.items()},
             "bytes_sent": transport.traffic.sent,
             "bytes_received": transport.traffic.received,
+            "epsilon": self._epsilon(),
             "adversary": getattr(self.node.peer, "attack", None),
             "time": time.time(),
         }
         return status_of(self.peer, self.tally, extra)
+
+    def _epsilon(self) -> float | None:
+        """Return what this peer has given away of its privacy, where the swarm cares for it."""
+        swarm = self.parts.config.swarm
+        if not swarm.privacy_noise:
+            return None
+        return epsilon(self.released, noise=swarm.privacy_noise, delta=swarm.privacy_delta)
 
     async def _watch(self) -> None:
         last = ""

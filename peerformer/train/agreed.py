@@ -68,6 +68,7 @@ from peerformer.gradients.fixed_point import AgreedState, Layout, outer_step, to
 from peerformer.train import poison
 from peerformer.train.feedback import Feedback
 from peerformer.train.optimizer import build_optimizer, optimizer_tensors
+from peerformer.train.privacy import privatised
 from peerformer.train.recipe import rule_of
 from peerformer.train.replay import Departure, Repeater, Repetition, rate_scale
 from peerformer.train.replica import Replica
@@ -257,6 +258,9 @@ class AgreedReplica:
             delta_P, unsent_P = self._poisoned(round_number, delta_P), torch.zeros_like(unsent_P)
         elif not self._told(round_number):
             self.on_update(round_number, delta_P)
+        if swarm.privacy_noise:
+            noise, clip = swarm.privacy_noise, swarm.privacy_clip
+            delta_P = privatised(delta_P, noise=noise, clip=clip)
         record = self.departure.record(unsent_P) if self.departure else b""
         encoded = encode(delta_P, unsent_P, codec=swarm.codec, feedback=swarm.feedback)
         self.feedback.sent(round_number, residual_P=encoded.residual_P, whole_P=delta_P)

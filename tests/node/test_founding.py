@@ -48,6 +48,7 @@ def test_a_recipe_with_a_rule_that_is_not_known_here_is_refused() -> None:
     [
         ({"swarm.audits": 0.5, "swarm.staleness": 1}, "ran ahead", "--swarm.staleness 0"),
         ({"swarm.audits": 0.0001}, "less than the least", "0.001"),
+        ({"swarm.audits": 0.5, "swarm.privacy_noise": 1.0}, "noise", "--swarm.audits 0"),
     ],
 )
 def test_audits_that_nobody_can_do_are_refused(

@@ -24,6 +24,7 @@ from peerformer.node.overview import overview
 from peerformer.node.supervisor import Supervisor
 from peerformer.protocol.identity import KeyPair, name_of
 from peerformer.settings import resolve
+from peerformer.train.privacy import epsilon
 from peerformer.train.recipe import recipe_config
 
 SECONDS_MAX = 90.0
@@ -213,6 +214,21 @@ def test_a_peer_with_another_text_does_not_start_where_trainings_are_repeated(
     log = (supervisor.swarm.peer(name).path / "peerformer.log").read_text()
     assert "text is another than the one that all of this swarm train on" in log
     assert "--data" in log and "Traceback" not in log
+
+
+@pytest.mark.timeout(200)
+def test_what_noise_has_given_away_is_counted_over_restarts(supervisor: Supervisor) -> None:
+    harm = {"swarm.harm_micronats": 10**9}  # noise does harm
+    supervisor.found(small(2, **{"swarm.privacy_noise": 2.0, **harm}), lambda _: None)
+    names = start(supervisor)
+    now = at_round(supervisor, 3, names)
+    before = row(now, names[0])["epsilon"]
+    made = row(now, names[0])["contributed"]
+    assert made >= 3 and epsilon(made, noise=2.0, delta=1e-5) <= before
+    supervisor.stop()
+    start(supervisor)
+    now = at_round(supervisor, overview(supervisor.swarm)["round"] + 2, names)
+    assert row(now, names[0])["epsilon"] > before
 
 
 @pytest.mark.timeout(200)
