@@ -105,6 +105,9 @@ class SwarmConfig:
     )
     outer_learning_rate: float = setting(0.7, "outer Nesterov step", least=0.0, most=4.0)
     outer_momentum: float = setting(0.5, "outer Nesterov momentum", least=0.0, most=0.999)
+    outer_schedule: str = setting(
+        "1", "factors of the outer step, each for an equal part of the run, such as 1,0.65,0.4"
+    )
     feedback: float = setting(1.0, "decay of the error-feedback residual", least=0.0, most=1.0)
     harm_micronats: int = setting(500, "theta: loss rise that counts as harm", least=0)
     score_sequences: int = setting(2, "held-out sequences a score", least=1)
@@ -167,6 +170,7 @@ CODECS: dict[str, dict[str, Any]] = {
     "sparse-2bit": {
         "swarm.outer_learning_rate": 1.0,
         "swarm.outer_momentum": 0.0,
+        "swarm.outer_schedule": "1,0.65,0.4",
         "swarm.feedback": 0.95,
     },
 }

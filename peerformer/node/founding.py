@@ -20,6 +20,7 @@ from peerformer.protocol.identity import HashChain, KeyPair, hash_of
 from peerformer.protocol.merkle import state_root
 from peerformer.settings import to_json
 from peerformer.train.agreed import initial_state
+from peerformer.train.outer import factors_of
 from peerformer.train.privacy import check_accountant
 from peerformer.train.recipe import recipe_bytes, rule_of
 
@@ -55,6 +56,7 @@ def found(
     if directory.genesis_file.exists():
         raise SwarmError("a swarm was founded here already", where=str(directory.path))
     _check_rule(config, len(seeds))
+    factors_of(config)
     _check_audits(config)
     directory.path.mkdir(parents=True, exist_ok=True)
     prepared, audits = prepare_text(config, directory, report), config.swarm.audits

@@ -68,6 +68,7 @@ from peerformer.gradients.fixed_point import AgreedState, Layout, outer_step, to
 from peerformer.train import poison
 from peerformer.train.feedback import Feedback
 from peerformer.train.optimizer import build_optimizer, optimizer_tensors
+from peerformer.train.outer import outer_rate_q16
 from peerformer.train.privacy import privatised
 from peerformer.train.recipe import rule_of
 from peerformer.train.replay import Departure, Repeater, Repetition, rate_scale
@@ -346,7 +347,7 @@ class AgreedReplica:
         state = outer_step(
             self.state,
             outcome.update_P,
-            learning_rate_q16=round(swarm.outer_learning_rate * 65_536),
+            learning_rate_q16=outer_rate_q16(self.config, round_number),
             momentum_q16=round(swarm.outer_momentum * 65_536),
             nesterov=True,
             update_norm=outcome.norm,

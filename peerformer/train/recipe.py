@@ -11,6 +11,7 @@ from peerformer.config import Config, DataConfig
 from peerformer.errors import ConfigError
 from peerformer.gradients.rules import Rule
 from peerformer.settings import from_json, to_json
+from peerformer.train.outer import factors_of
 
 _SHARED = ("model", "optimizer", "training", "swarm", "size")
 _OWN_TRAINING = ("threads", "dtype", "keep_checkpoints", "checkpoint_every", "validate_every")
@@ -50,5 +51,6 @@ def recipe_config(recipe: bytes, *, threads: int = 0, data: DataConfig | None = 
         raise ConfigError("the swarm's recipe is not JSON", why=str(error)) from error
     config = from_json(mapping, where="the swarm's recipe")
     rule_of(config)
+    factors_of(config)
     training = replace(config.training, threads=threads)
     return replace(config, training=training, data=data or config.data)
