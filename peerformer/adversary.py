@@ -11,9 +11,10 @@ from random import Random
 
 from peerformer import byzantine
 from peerformer.byzantine import Byzantine, Plot
+from peerformer.malformed import MALFORMED, claimed
 from peerformer.peer import Participant, Peer
 from peerformer.protocol.effects import Effect, Event, Train, Trained, Work, WorkFinished
-from peerformer.protocol.identity import blob_hash, hash_of
+from peerformer.protocol.identity import blob_hash
 
 # These need the bench while messages are handled, or the world's own way of serving.
 SIMULATED_ONLY = (
@@ -45,17 +46,17 @@ POISONS = {  # attacks on learning; `train.poison` makes them
 }
 ATTACKS = {
     **POISONS,
-    "garbage": "sends contributions that do not decode",
+    **MALFORMED,
     **{name: what for name, what in byzantine.ATTACKS.items() if name not in SIMULATED_ONLY},
 }
 
 
-class Garbler:
-    """A peer whose contributions are noise; the same interface as `Peer`."""
+class Malformer:
+    """A peer whose contributions have no form, or another; the same interface as `Peer`."""
 
-    def __init__(self, peer: Peer, from_round: int) -> None:
-        """Garble from a round on."""
-        self.peer, self.from_round = peer, from_round
+    def __init__(self, peer: Peer, attack: str, from_round: int) -> None:
+        """Break the form in this way, from a round on."""
+        self.peer, self.attack, self.from_round = peer, attack, from_round
         self.machine, self.bench, self.blobs = peer.machine, peer.bench, peer.blobs
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -63,20 +64,19 @@ class Garbler:
         return self.peer.handle(event, now)
 
     def perform(self, work: Work, should_stop: Callable[[], bool] = lambda: False) -> WorkFinished:
-        """Work honestly, then put noise in the place of what was trained."""
+        """Work honestly, then put something else in the place of what was trained."""
         finished = self.peer.perform(work, should_stop)
         made = finished.result
         if not isinstance(work, Train) or not isinstance(made, Trained):
             return finished
-        number = work.round
-        if number < self.from_round:
+        if work.round < self.from_round:
             return finished
         blob = self.blobs.get(made.blob_hash)
         assert blob is not None
-        noise = (hash_of("noise", blob) * (len(blob) // 32 + 1))[: len(blob)]
-        key = blob_hash(self.machine.chain.chain_id, number, self.machine.me, [noise])
-        self.blobs.put(key, noise, durable=False, hidden=True)
-        return replace(finished, result=replace(made, blob_hash=key))
+        told = claimed(self.attack, blob, self.machine.chain.chain_id, work.round)
+        key = blob_hash(told.chain_id, told.round, self.machine.me, [told.data])
+        self.blobs.put(key, told.data, durable=False, hidden=True)
+        return replace(finished, result=replace(made, blob_hash=key, size=told.size))
 
 
 def corrupt(peer: Peer, attack: str, *, from_round: int = 0) -> Participant:
@@ -87,8 +87,8 @@ def corrupt(peer: Peer, attack: str, *, from_round: int = 0) -> Participant:
         assert poison is not None, "this bench cannot poison its contribution"
         poison(attack, from_round)
         return peer
-    if attack == "garbage":
-        return Garbler(peer, from_round)
+    if attack in MALFORMED:
+        return Malformer(peer, attack, from_round)
     machine = peer.machine
     plot = Plot(machine.chain.chain_id, {machine.me: machine.keys})
     return Byzantine(peer, (attack,), Random(machine.me.hex()), plot, from_round)
@@ -96,7 +96,7 @@ def corrupt(peer: Peer, attack: str, *, from_round: int = 0) -> Participant:
 
 def honest_part(participant: Participant) -> Peer:
     """Return the production peer inside a liar, or the honest peer itself."""
-    if isinstance(participant, Garbler | Byzantine):
+    if isinstance(participant, Malformer | Byzantine):
         return participant.peer
     assert isinstance(participant, Peer)
     return participant

@@ -89,6 +89,7 @@ from typing import Any
 
 from peerformer.byzantine import ATTACKS
 from peerformer.errors import ConfigError
+from peerformer.malformed import MALFORMED
 from peerformer.simulate.expectations import EXPECTATIONS
 from peerformer.simulate.invariants import Violation
 from peerformer.simulate.stage import PARCELS, STATEMENTS, Stage
@@ -98,7 +99,7 @@ from peerformer.simulate.world import LIMITS, World
 
 PEERS_MAX = 13
 BELOW, AGAIN = "----", "then"
-LIES = (*ATTACKS, *IDLE, "poison", "garbage")
+LIES = (*ATTACKS, *IDLE, *MALFORMED, "poison")
 TRAIN_SECONDS = 1.0
 
 

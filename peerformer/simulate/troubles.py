@@ -15,6 +15,7 @@ from random import Random
 from peerformer.adversary import POISONS
 from peerformer.byzantine import ATTACKS
 from peerformer.errors import ConfigError
+from peerformer.malformed import MALFORMED
 from peerformer.protocol.checkpoint import newest_checkpoint
 from peerformer.protocol.effects import Command
 from peerformer.protocol.genesis import Limits
@@ -43,6 +44,7 @@ SETTLE_SECONDS = 15.0  # reconnecting and noticing that the trouble is over
 PATIENCE_SECONDS = 600.0
 ROUNDS_AFTER = 2  # to be decided once the trouble is over
 LIARS_TOLD = (*ATTACKS, "poison")
+KNOWN = {*LIARS_TOLD, *POISONS, *MALFORMED}
 FALSE_BASE = "false-base"  # told where somebody comes with an invitation
 LIES_DRAWN = tuple(name for name in LIARS_TOLD if name not in (FALSE_BASE, *TOLD_ONLY_HERE))
 INVITED = 0.5  # share of the spares that come later, with an invitation
@@ -105,11 +107,11 @@ def parse_adversaries(text: str) -> tuple[tuple[str, ...], ...]:
     for part in filter(None, text.split(",")):
         names, _, number = part.strip().partition("*")
         attacks = tuple(names.split("+"))
-        unknown = [name for name in attacks if name not in LIARS_TOLD and name not in POISONS]
+        unknown = [name for name in attacks if name not in KNOWN]
         if unknown or not (number or "1").isdigit():
             raise ConfigError(
                 f"--adversaries cannot read {part!r}",
-                why=f"known: {', '.join(sorted({*LIARS_TOLD, *POISONS}))}",
+                why=f"known: {', '.join(sorted(KNOWN))}",
                 hint='--adversaries "equivocate*1,silent*1"',
             )
         liars += [attacks] * int(number or 1)

@@ -15,6 +15,7 @@ from random import Random
 
 from peerformer.adversary import POISONS, corrupt
 from peerformer.byzantine import Byzantine, Plot
+from peerformer.malformed import MALFORMED
 from peerformer.peer import Participant, Peer
 from peerformer.protocol.anchoring import Anchoring
 from peerformer.protocol.chain import Succeed
@@ -196,7 +197,7 @@ class World:
         self.boot(host.index)
 
     def _participant(self, host: Host, peer: Peer) -> Participant:
-        for name in (*POISONS, "garbage"):
+        for name in (*POISONS, *MALFORMED):
             if name in host.attacks:
                 return corrupt(peer, name)
         lies = tuple(name for name in host.attacks if name not in NO_LIES)
