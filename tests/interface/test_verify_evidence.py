@@ -72,7 +72,7 @@ class CodedBench(ToyBench):
         levels = hash_of("levels", self.me, self.state, seed, bytes([self.life % 256]))
         quiet = bytes(byte & 0x7F for byte in levels)
         blob = bytes(ceil(PARAMETERS / BLOCK)) + quiet
-        return Made(blob + bytes(SIZE - len(blob)), bytes(32), 100)
+        return Made(blob + bytes(SIZE - len(blob)), b"", 100)
 
     def check(self, blob: bytes, score_seed: bytes | None) -> Checked:
         fault = check_bounds(blob, PARAMETERS, CODEC)
