@@ -279,10 +279,11 @@ def convicts(text: str, genesis: Genesis, blob: bytes) -> str:
     public.verify(bytes.fromhex(signed["signature"]), message)
     holding = author + bytes.fromhex(key) + size.to_bytes(4, "little") + b"\1"
     judgements, at = [], 10
-    while at < len(body):
+    for _ in range(int.from_bytes(body[8:10], "little")):
         judgements.append(body[at : at + len(holding)])
         at += len(holding) + (5 if body[at + len(holding)] else 1)
-    assert holding in judgements and len(judgements) == int.from_bytes(body[8:10], "little")
+    assert holding in judgements
+    assert len(body) == at + 2 + 33 * int.from_bytes(body[at : at + 2], "little")
     assert 0 <= document["round"] - int.from_bytes(body[:8], "little") < 8
     parts = b"".join(len(p).to_bytes(8, "little") + p for p in (chain_id, body[:8], author))
     under = blake3(parts, derive_key_context="peerformer 1 contribution key").digest()
