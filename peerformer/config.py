@@ -45,6 +45,9 @@ class DataConfig:
     validation_fraction: float = setting(
         0.03, "share of documents held out, chosen by hash", least=0.0, most=0.5
     )
+    held_out: str | None = setting(
+        None, "file or folder of text to hold out, instead of a share of the documents"
+    )
     max_bytes: int = setting(64_000_000, "stop reading after so many bytes of text", least=1_000)
 
 
@@ -134,6 +137,9 @@ class SwarmConfig:
     )
     text_digest: str = setting(
         "", "BLAKE3 of the tokens that all train on; the founding derives it where there are audits"
+    )
+    sources: str = setting(
+        "", "whose the held-out tokens are, by name and number; the founding derives it"
     )
     privacy_noise: float = setting(
         0.0,

@@ -75,6 +75,15 @@ class Validated(_Record, frozen=True):
     bits_per_byte: float
 
 
+class SourceValidated(_Record, frozen=True):
+    """The held-out text of one source was scored; loss in nats a token."""
+
+    step: int
+    source: str
+    loss: float
+    bits_per_byte: float
+
+
 class CheckpointSaved(_Record, frozen=True):
     """A checkpoint is complete on disk."""
 
@@ -307,6 +316,7 @@ Event = (
     RunStarted
     | StepDone
     | Validated
+    | SourceValidated
     | CheckpointSaved
     | RunStopped
     | RoundCommitted

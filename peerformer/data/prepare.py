@@ -25,12 +25,13 @@ from peerformer.data.documents import (
     text_files,
 )
 from peerformer.data.shards import ShardSet, open_shards, write_shards
+from peerformer.data.sources import Source, by_source, line_of
 from peerformer.data.synthetic import synthetic_documents
 from peerformer.data.tokenizer import FILE_NAME, Tokenizer, load_tokenizer, train_tokenizer
 from peerformer.errors import DataError
 
 RECORD = "prepared.json"
-VERSION = 2
+VERSION = 3
 SYNTHETIC = "synthetic"
 SYNTHETIC_DOCUMENTS = 2_000
 SEED_DIGITS_MAX = 20
@@ -46,6 +47,7 @@ class Prepared:
     train: ShardSet
     validation: ShardSet
     description: str
+    sources: str = ""  # whose the held-out tokens are; see `sources`
     skipped: tuple[tuple[str, str], ...] = ()
 
 
@@ -63,7 +65,12 @@ def prepare(
         return _reopen(directory, known)
     skipped: Skipped = []
     documents = list(_documents(config, skipped))
-    train, held_out = split(documents, config.validation_fraction)
+    if config.held_out is None:
+        train, held_out = split(documents, config.validation_fraction)
+    else:
+        held_out_path = Path(config.held_out)
+        train = documents
+        held_out = list(read_documents(held_out_path, max_bytes=config.max_bytes, skipped=skipped))
     size = sum(len(document.text.encode()) for document in documents)
     description = f"{_named(config)}, {size / 1e6:.1f} MB in {len(documents)} documents"
     report(f"data        {description}")
@@ -75,10 +82,12 @@ def prepare(
         tokenizer = load_tokenizer(config.tokenizer)
     else:
         tokenizer = train_tokenizer(_sample(train), config.vocab_size)
-    _write(directory, tokenizer, train, held_out)
+    groups = by_source(held_out, config.held_out or config.path)
+    sources = _write(directory, tokenizer, train, groups)
     record: dict[str, object] = {
         "fingerprint": fingerprint,
         "description": description,
+        "sources": line_of(sources),
         "skipped": skipped,
     }
     temporary = directory / f".{RECORD}.{os.getpid()}"
@@ -160,19 +169,29 @@ def _fingerprint(config: DataConfig) -> str:
         config.vocab_size,
         config.validation_fraction,
         config.max_bytes,
+        config.held_out,
     ]
     if config.tokenizer is not None:
         parts.append(load_tokenizer(config.tokenizer).digest())
     if config.path is None:
         parts.append(default_text_cache().name)
     elif config.path.split(":")[0] != SYNTHETIC:
-        for file in text_files(Path(config.path)):
-            try:
-                status = file.stat()
-            except OSError:
-                continue  # a link to nowhere, say: nothing is read from it
-            parts.append((str(file), status.st_size, status.st_mtime_ns))
+        parts += _files(config.path)
+    if config.held_out is not None:
+        parts += _files(config.held_out)
     return blake3(json.dumps(parts).encode()).hexdigest()
+
+
+def _files(path: str) -> list[object]:
+    """Return the files of a path as they are now: names, sizes and times."""
+    found: list[object] = []
+    for file in text_files(Path(path)):
+        try:
+            status = file.stat()
+        except OSError:
+            continue  # a link to nowhere, say: nothing is read from it
+        found.append((str(file), status.st_size, status.st_mtime_ns))
+    return found
 
 
 def _record(directory: Path) -> dict[str, object] | None:
@@ -193,20 +212,27 @@ def _sample(documents: list[Document]) -> Iterator[str]:
 
 
 def _write(
-    directory: Path, tokenizer: Tokenizer, train: list[Document], held_out: list[Document]
-) -> None:
+    directory: Path,
+    tokenizer: Tokenizer,
+    train: list[Document],
+    held_out: list[tuple[str, list[Document]]],
+) -> list[Source]:
+    """Write both sets; returns how many of the held-out tokens are of which source."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / RECORD).unlink(missing_ok=True)  # what stands there is about to change
-    for name, documents in (("train", train), ("validation", held_out)):
+    encoded = [(name, list(_encoded(tokenizer, documents))) for name, documents in held_out]
+    in_order = (pair for _, pairs in encoded for pair in pairs)
+    for name, pairs in (("train", _encoded(tokenizer, train)), ("validation", in_order)):
         shutil.rmtree(directory / name, ignore_errors=True)
         write_shards(
-            _encoded(tokenizer, documents),
+            pairs,
             directory / name,
             vocab_size=tokenizer.vocab_size,
             end_of_text_id=tokenizer.end_of_text_id,
             tokenizer_digest=tokenizer.digest(),
         )
     tokenizer.save(directory / FILE_NAME)
+    return [Source(name, sum(len(tokens) + 1 for tokens, _ in pairs)) for name, pairs in encoded]
 
 
 def _encoded(
@@ -234,5 +260,6 @@ def _reopen(directory: Path, record: dict[str, object]) -> Prepared:
         train,
         validation,
         str(record.get("description", "")),
+        str(record.get("sources", "")),
         tuple((str(name), str(reason)) for name, reason in skipped),  # type: ignore[attr-defined]
     )

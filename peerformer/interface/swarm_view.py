@@ -52,6 +52,13 @@ def headline(overview: dict[str, Any]) -> str:
     )
 
 
+def by_source(overview: dict[str, Any]) -> str | None:
+    """Return how good the model is on each source of the held-out text, the worst first."""
+    found = sorted(overview["bits_per_byte_by_source"].items(), key=lambda pair: -pair[1])
+    words = ", ".join(f"{name} {bits:.3f}" for name, bits in found)
+    return f"held out by source: {words} bits per byte" if words else None
+
+
 def advice(overview: dict[str, Any]) -> str | None:
     """Return what to do about a swarm of which no peer here reaches a quorum, or None."""
     states = {row["state"] for row in overview["peers"] if row["state"] not in AWAY}
@@ -93,7 +100,8 @@ class SwarmView:
     def show(self, overview: dict[str, Any]) -> None:
         """Show how the swarm is doing now."""
         if self.is_live:
-            lines = [text for text in (headline(overview), advice(overview)) if text]
+            told = (headline(overview), by_source(overview), advice(overview))
+            lines = [text for text in told if text]
             self._live.update(Group(table_of(overview), *map(Text, lines)), refresh=True)
         elif overview["round"] != self._round:
             self._round = overview["round"]

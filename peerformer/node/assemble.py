@@ -19,6 +19,7 @@ from peerformer.config import Config, DataConfig
 from peerformer.data.batches import Batches
 from peerformer.data.prepare import Prepared, prepare
 from peerformer.data.shards import ShardSet
+from peerformer.data.sources import parts_of
 from peerformer.data.tokenizer import Tokenizer
 from peerformer.errors import DataError, IdentityError
 from peerformer.events import Journal
@@ -50,6 +51,7 @@ STATES_SERVED_MAX = 8
 IN_USE_SECONDS = 20.0  # a state that somebody was fetching so lately is kept for it
 BLOB_BYTES_MAX = 1 << 30
 VALIDATION_SEQUENCES = 16  # after every round: a glance, not a verdict
+Validated = Callable[[int, float, float, str], None]  # round, loss, bits per byte, source or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,9 @@ class Keeper:
     tokenizer: Tokenizer
     states: "StateServer"
     loop: asyncio.AbstractEventLoop
-    on_validated: Callable[[int, float, float], None]
+    on_validated: Validated
     validates: bool
+    sources: list[tuple[str, Batches]]  # each of the held-out text's, by itself
 
     def measure(self) -> None:
         """On the worker's thread: bits per byte of the agreed model on the held-out set."""
@@ -103,7 +106,16 @@ class Keeper:
             sequences=VALIDATION_SEQUENCES,
             byte_lengths_V=self.tokenizer.byte_lengths_V(),
         )
-        self.on_validated(self.replica.round, found.loss_nats_per_token, found.bits_per_byte)
+        self.on_validated(self.replica.round, found.loss_nats_per_token, found.bits_per_byte, "")
+        for name, text in self.sources:
+            part = evaluate(
+                self.replica.agreed_model(),
+                text,
+                sequences=max(1, VALIDATION_SEQUENCES // len(self.sources)),
+                byte_lengths_V=self.tokenizer.byte_lengths_V(),
+            )
+            loss, bits = part.loss_nats_per_token, part.bits_per_byte
+            self.on_validated(self.replica.round, loss, bits, name)
 
     def on_state(self, served: ServedState) -> None:
         """On the worker's thread: save a state that became agreed, then serve its chunks."""
@@ -122,7 +134,7 @@ async def assemble(
     *,
     on_report: Callable[[Report], None] = lambda _: None,
     on_trained: Callable[[int, float, int], None] = lambda *_: None,
-    on_validated: Callable[[int, float, float], None] = lambda *_: None,
+    on_validated: Validated = lambda *_: None,
     give_way: Callable[[], None] = lambda: None,
 ) -> Assembled:
     """Build a peer and let it listen; it does nothing before its `start` command.
@@ -154,7 +166,10 @@ async def assemble(
     attack = options.attack
     peer = corrupt(honest, attack, from_round=options.attack_from_round) if attack else honest
 
-    keeper = Keeper(directory, replica, tokenizer, states, loop, on_validated, options.validates)
+    parts = _sources(replica) if options.validates else []
+    keeper = Keeper(
+        directory, replica, tokenizer, states, loop, on_validated, options.validates, parts
+    )
     bench.on_state = keeper.on_state
     if state_round >= 0:
         first = ServedState.of(state_round, replica.state)
@@ -231,6 +246,13 @@ def _replica(
     return AgreedReplica(
         config, model, scorer, state, Batches(prepared, length), Batches(held_out, length)
     )
+
+
+def _sources(replica: AgreedReplica) -> list[tuple[str, Batches]]:
+    """Return the held-out text of each source that has enough of it for a sequence."""
+    length = replica.config.training.sequence_length
+    parts = parts_of(replica.held_out.shards, replica.config.swarm.sources)
+    return [(name, Batches(part, length)) for name, part in parts if part.num_tokens > length]
 
 
 def own_text(swarm: SwarmDirectory, data: DataConfig | None) -> ShardSet:

@@ -65,7 +65,11 @@ def found(
         config,
         model=replace(config.model, vocab_size=vocab_size),
         data=replace(config.data, vocab_size=vocab_size),
-        swarm=replace(config.swarm, text_digest=prepared.train.digest if audits else ""),
+        swarm=replace(
+            config.swarm,
+            text_digest=prepared.train.digest if audits else "",
+            sources=prepared.sources,
+        ),
     )
     model = Transformer(config.model)
     initialise(model, config.training.seed)

@@ -41,6 +41,7 @@ def overview(swarm: SwarmDirectory) -> dict[str, Any]:
         "tolerates": newest["tolerates"] if newest else 0,
         "running": sum(is_running(status) for status in written),
         "bits_per_byte": _validation(written),
+        "bits_per_byte_by_source": _by_source(written),
         "peers": [
             _row(name, statuses.get(name), members.get(name), banned.get(name)) for name in names
         ],
@@ -88,6 +89,13 @@ def _validation(statuses: list[dict[str, Any]]) -> dict[str, float]:
     for status in statuses:
         found.update(status.get("bits_per_byte") or {})
     return dict(sorted(found.items(), key=lambda pair: int(pair[0])))
+
+
+def _by_source(statuses: list[dict[str, Any]]) -> dict[str, float]:
+    """Return bits per byte of each source, as the peer that is furthest measured it."""
+    measured = [status for status in statuses if status.get("bits_per_byte_by_source")]
+    newest = max(measured, key=lambda status: int(status["round"]), default=None)
+    return dict(newest["bits_per_byte_by_source"]) if newest else {}
 
 
 def chosen_peer(swarm: SwarmDirectory, name: str | None) -> PeerDirectory:

@@ -59,6 +59,7 @@ class Running:
         self.released = 0  # contributions made, before a restart too
         self.tokens_per_second: float | None = None
         self.bits_per_byte: dict[int, float] = {}
+        self.by_source: dict[str, float] = {}  # bits per byte of the newest state, source by source
         self.rounds: deque[events.RoundCommitted] = deque(maxlen=ROUNDS_REMEMBERED)
         self.leaving = False
 
@@ -130,13 +131,19 @@ class Running:
 
         self.node.loop.call_soon_threadsafe(note)
 
-    def _on_validated(self, round_number: int, loss: float, bits_per_byte: float) -> None:
-        """On the worker's thread."""
-        event = events.Validated(step=round_number, loss=loss, bits_per_byte=bits_per_byte)
+    def _on_validated(self, number: int, loss: float, bits_per_byte: float, source: str) -> None:
+        """On the worker's thread; `source` is empty for all the held-out text."""
+        whole = events.Validated(step=number, loss=loss, bits_per_byte=bits_per_byte)
+        part = events.SourceValidated(
+            step=number, source=source, loss=loss, bits_per_byte=bits_per_byte
+        )
 
         def note() -> None:
-            self.bits_per_byte[round_number] = bits_per_byte
-            self._event(event)
+            if source:
+                self.by_source[source] = bits_per_byte
+            else:
+                self.bits_per_byte[number] = bits_per_byte
+            self._event(part if source else whole)
 
         self.node.loop.call_soon_threadsafe(note)
 
@@ -148,6 +155,7 @@ class Running:
             "loss": self.loss,
             "utilisation": utilisation(self.rounds),
             "bits_per_byte": {str(n): value for n, value in self.bits_per_byte.items()},
+            "bits_per_byte_by_source": self.by_source,
             "bytes_sent": transport.traffic.sent,
             "bytes_received": transport.traffic.received,
             "epsilon": self._epsilon(),

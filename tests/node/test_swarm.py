@@ -232,6 +232,28 @@ def test_what_noise_has_given_away_is_counted_over_restarts(supervisor: Supervis
 
 
 @pytest.mark.timeout(200)
+def test_each_source_of_the_held_out_text_is_measured_by_itself(
+    supervisor: Supervisor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, line in (("easy", "a a a a a a a a\n"), ("hard", "q7!x zk#9 wv%3 pj&1 8fh?\n")):
+        (tmp_path / "text" / folder).mkdir(parents=True)
+        for number in range(30):
+            words = f"{number} " + line * 40
+            (tmp_path / "text" / folder / f"{number}.txt").write_text(words)
+    given = {"data.path": str(tmp_path / "text"), "data.validation_fraction": 0.3}
+    supervisor.found(small(2, **given), lambda _: None)
+    start(supervisor)
+    until(supervisor, lambda now: len(now["bits_per_byte"]) >= 3)
+    now = until(supervisor, lambda now: set(now["bits_per_byte_by_source"]) == {"easy", "hard"})
+    assert now["bits_per_byte_by_source"]["easy"] < now["bits_per_byte_by_source"]["hard"]
+    assert main(["status", str(supervisor.swarm.path)]) == 0
+    assert "held out by source: hard" in capsys.readouterr().out
+    journal = list(read_journal(supervisor.swarm.peers()[0].journal))
+    told = {event.source for event in journal if isinstance(event, events.SourceValidated)}
+    assert told == {"easy", "hard"}
+
+
+@pytest.mark.timeout(200)
 def test_a_guest_contributes_without_a_vote(supervisor: Supervisor) -> None:
     supervisor.found(small(4), lambda _: None)
     names = start(supervisor)

@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from peerformer.interface.swarm_view import advice, headline, table_of
+from peerformer.interface.swarm_view import advice, by_source, headline, table_of
 from peerformer.node.directory import find_swarm
 from peerformer.node.overview import overview
 
@@ -30,6 +30,8 @@ def status(
     console.print(f"swarm {now['name']}   chain {now['chain_id'][:16]}")
     console.print(table_of(now))
     console.print(headline(now))
+    if sources := by_source(now):
+        console.print(sources, soft_wrap=True)
     console.print(f"state root {now['state_root']}")
     if hint := advice(now):
         console.print(hint, soft_wrap=True)
