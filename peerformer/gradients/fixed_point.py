@@ -20,6 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from peerformer.gradients.threads import shared_out
+
 FRACTION_BITS = 24  # a parameter reaches 128 and has the resolution of a float32 near 1
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 NORMS_MAX = 16  # accepted update norms that the state remembers; enough for a steady median
@@ -85,8 +87,17 @@ def dot(a_P: Tensor, b_P: Tensor) -> int:
     """Return the exact inner product of two int32 vectors, of any size and sign."""
     a, b = a_P.numpy(), b_P.numpy()
     assert a.dtype == b.dtype == np.int32 and a.shape == b.shape
-    product = np.empty(CHUNK, np.int64)
-    half = np.empty(CHUNK, np.int64)
+    return sum(shared_out(lambda start, stop: _dot(a[start:stop], b[start:stop]), len(a), CHUNK))
+
+
+def square_sum(value_P: NDArray[np.int32]) -> int:
+    """Return the exact sum of squares."""
+    return _dot(value_P, value_P)
+
+
+def _dot(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
+    product = np.empty(min(len(a), CHUNK), np.int64)
+    half = np.empty_like(product)
     high, low = 0, 0
     for start in range(0, len(a), CHUNK):
         part = slice(start, start + CHUNK)

@@ -59,7 +59,7 @@ from peerformer.config import Config
 from peerformer.data.batches import Batches
 from peerformer.gradients.aggregate import aggregate
 from peerformer.gradients.audit import score_micronats
-from peerformer.gradients.compress import BlobError, decode, encode
+from peerformer.gradients.compress import BlobError, decode, encode, read
 from peerformer.gradients.fixed_point import AgreedState, Layout, outer_step, to_fixed, to_float
 from peerformer.train import poison
 from peerformer.train.feedback import Feedback
@@ -312,7 +312,7 @@ class AgreedReplica:
         if round_number != self.round + 1:
             return None
         size, swarm = self.layout.size, self.config.swarm
-        contributions = [decode(blob, size, swarm.codec) for _, blob in blobs]
+        contributions = [read(blob, size, swarm.codec) for _, blob in blobs]
         outcome = aggregate(
             contributions, rule=rule_of(self.config), seed=seed, recent_norms=self.state.norms
         )

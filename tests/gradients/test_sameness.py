@@ -18,7 +18,7 @@ from blake3 import blake3
 from peerformer.gradients.aggregate import aggregate
 from peerformer.gradients.rules import Rule
 from peerformer.gradients.audit import similarity_permille
-from peerformer.gradients.compress import decode, encode
+from peerformer.gradients.compress import decode, encode, read
 from peerformer.gradients.fixed_point import AgreedState, outer_step, to_fixed
 
 torch.set_num_threads(int(sys.argv[1]))
@@ -31,13 +31,14 @@ def drawn(name, bits):
 start = drawn("start", 23).astype(np.float32) / 2**24
 common = drawn("common", 14)
 hasher = blake3()
-contributions = []
+blobs, contributions = [], []
 for index in range(K):
     noise = drawn(f"noise {index}", 15)
     delta = torch.from_numpy((common + noise).astype(np.float32) / 2**24)
     blob = encode(delta, torch.zeros(P), codec="dense-int8", feedback=1.0).blob
     hasher.update(blob)
-    contributions.append(decode(blob, P, "dense-int8"))
+    blobs.append(blob)
+    contributions.append(read(blob, P, "dense-int8"))
 state = AgreedState(to_fixed(torch.from_numpy(start)), torch.zeros(P, dtype=torch.int32), (1, 2, 3))
 for rule in ("mean", "robust"):
     result = aggregate(
@@ -52,7 +53,8 @@ for rule in ("mean", "robust"):
         update_norm=result.norm,
     )
     hasher.update(state.to_bytes())
-hasher.update(str(similarity_permille(*contributions[:2])).encode())
+decoded = [decode(blob, P, "dense-int8") for blob in blobs[:2]]
+hasher.update(str(similarity_permille(*decoded)).encode())
 print(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), hasher.hexdigest())
 """
 # Of these very inputs; a change of this digest is a change of the protocol.
