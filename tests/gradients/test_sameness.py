@@ -18,14 +18,15 @@ from blake3 import blake3
 from peerformer.gradients.aggregate import aggregate
 from peerformer.gradients.rules import Rule
 from peerformer.gradients.audit import similarity_permille
-from peerformer.gradients.compress import decode, encode, read
+from peerformer.gradients.compress import CODECS, decode, encode, read
 from peerformer.gradients.fixed_point import AgreedState, outer_step, to_fixed
+from peerformer.gradients.threads import SHARED_LEAST
 
 torch.set_num_threads(int(sys.argv[1]))
 P, K = 100_003, 7
 
-def drawn(name, bits):
-    words = np.frombuffer(blake3(name.encode()).digest(4 * P), "<i4").astype(np.int32)
+def drawn(name, bits, size=P):
+    words = np.frombuffer(blake3(name.encode()).digest(4 * size), "<i4").astype(np.int32)
     return words >> (31 - bits)  # integers, so that the input is the same everywhere
 
 start = drawn("start", 23).astype(np.float32) / 2**24
@@ -55,10 +56,28 @@ for rule in ("mean", "robust"):
     hasher.update(state.to_bytes())
 decoded = [decode(blob, P, "dense-int8") for blob in blobs[:2]]
 hasher.update(str(similarity_permille(*decoded)).encode())
-print(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), hasher.hexdigest())
+
+# So long that it is shared out among threads, by every codec.
+long, long_hasher = SHARED_LEAST + 4_099, blake3()
+common = drawn("long", 14, long)
+for codec in CODECS:
+    contributions = []
+    for index in range(4):
+        delta = (common + drawn(f"long noise {index}", 15, long)).astype(np.float32) / 2**24
+        blob = encode(torch.from_numpy(delta), torch.zeros(long), codec=codec, feedback=1.0).blob
+        long_hasher.update(blob)
+        contributions.append(read(blob, long, codec))
+    long_hasher.update(decode(blob, long, codec).numpy().astype("<i4").tobytes())
+    for rule in ("robust", "bucketing+geometric-median"):
+        result = aggregate(contributions, rule=Rule.named(rule), seed=b"seed", recent_norms=())
+        long_hasher.update(result.update_P.numpy().astype("<i4").tobytes())
+        long_hasher.update(str(result.norm).encode())
+print(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), hasher.hexdigest(),
+      long_hasher.hexdigest())
 """
 # Of these very inputs; a change of this digest is a change of the protocol.
 DIGEST = "99d7d80eb418c561bce08907911d8b59237771ae9258998100cdda4b39998094"
+LONG_DIGEST = "4fc3e2ea79e18e7664534ecae63c83b3ad49df846fa09beb60367fb8b0b31cb2"
 
 
 def start(threads, capability, numpy_disabled):
@@ -84,6 +103,7 @@ def outputs():
 
 
 def test_threads_and_vector_instructions_do_not_change_a_bit(outputs):
-    assert [int(threads) for *_, threads, _ in outputs] == [1, 2, 4]
+    assert [int(threads) for _, threads, *_ in outputs] == [1, 2, 4]
     assert outputs[0][0].upper() in ("DEFAULT", "NO")
-    assert {digest for *_, digest in outputs} == {DIGEST}
+    assert {digest for *_, digest, _ in outputs} == {DIGEST}
+    assert {digest for *_, digest in outputs} == {LONG_DIGEST}
