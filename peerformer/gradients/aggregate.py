@@ -15,6 +15,7 @@ Shape suffix: `P` parameters; lists have one entry for each of the `K` contribut
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isqrt
 
 import numpy as np
 import torch
@@ -53,12 +54,13 @@ def aggregate(
     """Combine contributions.
 
     Args:
-        contributions: of P values, at most `CONTRIBUTIONS_MAX`, sorted by peer id.
+        contributions: of P values and one codec, at most `CONTRIBUTIONS_MAX`, sorted by peer id.
         rule: how.
         seed: draws the sketch; must not be known before the contributions are fixed.
         recent_norms: norms of the latest accepted updates.
     """
     assert len(contributions) <= CONTRIBUTIONS_MAX
+    assert len({(contribution.codec.name, contribution.P) for contribution in contributions}) <= 1
     if not contributions:
         return Aggregate(torch.zeros(0, dtype=torch.int32), 0, ())
     factors: list[int | None] = [FACTOR_ONE] * len(contributions)
@@ -66,12 +68,11 @@ def aggregate(
         factors = scale_factors(norms(contributions), rule)
     refused = tuple((index, "norm") for index, factor in enumerate(factors) if factor is None)
     kept = [(c, factor) for c, factor in zip(contributions, factors, strict=True) if factor]
-    update = np.zeros(contributions[0].P, np.int32)
+    update, length = np.zeros(contributions[0].P, np.int32), 0
     if kept:
         chosen, scales = [c for c, _ in kept], [factor for _, factor in kept]
-        combine(chosen, scales, plan_for(chosen, scales, rule, seed), update)
+        length = isqrt(combine(chosen, scales, plan_for(chosen, scales, rule, seed), update))
     update_P = torch.from_numpy(update)
-    length = norm(update_P)
     if rule.norm_cap is not None and len(recent_norms) >= NORMS_LEAST:
         limit = rule.norm_cap * _lower_median(recent_norms)
         if length > limit:

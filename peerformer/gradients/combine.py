@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from peerformer.gradients.codec import Int32, Places
 from peerformer.gradients.contribution import Contribution
-from peerformer.gradients.fixed_point import CHUNK
+from peerformer.gradients.fixed_point import CHUNK, square_sum
 from peerformer.gradients.rules import FACTOR_ONE
 from peerformer.gradients.threads import shared_out
 
@@ -73,8 +73,8 @@ class _Scratch:
 
 def combine(
     contributions: Sequence[Contribution], factors: Sequence[int], plan: Plan, update_P: Int32
-) -> None:
-    """Write the combination of scaled contributions over zeros.
+) -> int:
+    """Write the combination of scaled contributions over zeros; return the sum of its squares.
 
     Args:
         contributions: of one codec.
@@ -86,8 +86,8 @@ def combine(
     many = contributions[0].codec.coordinates_at_once
     network = selection_network(len(plan.buckets) or K, plan.trim)
 
-    def combine_range(first: int, end: int) -> None:
-        scratch = _Scratch(plan, K)
+    def combine_range(first: int, end: int) -> int:
+        scratch, squares = _Scratch(plan, K), 0
         for start in range(first, end, many):
             update_C = update_P[start : min(end, start + many)]
             rows, sent_A = _scaled(
@@ -97,10 +97,12 @@ def combine(
             for left in range(0, len(out_A), CHUNK):
                 columns = slice(left, left + CHUNK)
                 _combine([row[columns] for row in rows], out_A[columns], plan, network, scratch)
+            squares += square_sum(out_A)
             if sent_A is not None:
                 update_C[sent_A] = out_A
+        return squares
 
-    shared_out(combine_range, len(update_P), many)
+    return sum(shared_out(combine_range, len(update_P), many))
 
 
 def _scaled(

@@ -36,7 +36,7 @@ class Sparse(Codec):
     block = CHUNK
     row_size = _LOUDNESS + _PLACE + _CODE
     rows_at_once = 64
-    coordinates_at_once = 16 * fixed_point.CHUNK  # as these have few values
+    coordinates_at_once = 32 * fixed_point.CHUNK  # as these have few values
 
     def parts(self, data: Bytes, N: int) -> Parts:
         """Return loudnesses, places and codes, packed."""
