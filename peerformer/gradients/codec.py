@@ -64,7 +64,10 @@ class Codec(ABC):
 
     @abstractmethod
     def fault(self, parts: Parts, P: int) -> str | None:
-        """Return why these are not the rows of P values, or None: a slug for the header."""
+        """Return why these are not the rows of P values, at least one, or None.
+
+        It is a slug for the header.
+        """
 
     @abstractmethod
     def decode_rows(self, parts: Parts, out_NB: Int32) -> None:

@@ -169,9 +169,19 @@ def _checked(blob: bytes | memoryview, P: int, codec: str) -> Parts:
     if memoryview(blob).nbytes != chosen.size(P):
         raise BlobError("length")
     parts = chosen.parts(np.frombuffer(blob, np.uint8), chosen.rows(P))
-    fault = chosen.fault(parts, P)
-    if fault is not None:
-        raise BlobError(fault)
+    many = 16 * chosen.rows_at_once * chosen.block
+
+    def fault_of(first: int, end: int) -> str | None:
+        for start in range(first, end, many):
+            stop = min(end, start + many)
+            lines = slice(start // chosen.block, chosen.rows(stop))
+            if (fault := chosen.fault(_lines(parts, lines), stop - start)) is not None:
+                return fault
+        return None
+
+    faults = [fault for fault in shared_out(fault_of, P, many) if fault is not None]
+    if faults:
+        raise BlobError(faults[0])
     return parts
 
 

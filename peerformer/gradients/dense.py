@@ -75,23 +75,15 @@ class Dense(Codec):
         exponents_N, packed = parts
         if (exponents_N > self.exponent_max).any():
             return "exponent"
-        lowest_N, highest_N = (
-            np.empty_like(exponents_N, np.int8),
-            np.empty_like(exponents_N, np.int8),
-        )
-        last = self._levels(packed[-1:])
-        for start in range(0, len(packed), self.rows_at_once):
-            rows = slice(start, start + self.rows_at_once)
-            levels_NB = self._levels(packed[rows])
-            levels_NB.min(1, out=lowest_N[rows])
-            levels_NB.max(1, out=highest_N[rows])
+        levels_NB = self._levels(packed)
+        lowest_N, highest_N = levels_NB.min(1), levels_NB.max(1)
         if (lowest_N < -self.level_max).any():
             return "level"
         quiet_N = (lowest_N > -self.loudest_min) & (highest_N < self.loudest_min)
         if (quiet_N & (exponents_N > 0)).any():
             return "canonical"
         used = P - (len(packed) - 1) * BLOCK
-        return "padding" if last[:, used:].any() else None
+        return "padding" if levels_NB[-1:, used:].any() else None
 
     def decode_rows(self, parts: Parts, out_NB: Int32) -> None:
         """Shift each level by the exponent of its block."""

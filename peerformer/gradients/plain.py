@@ -30,8 +30,7 @@ class Plain(Codec):
     def fault(self, parts: Parts, P: int) -> str | None:
         """Refuse what is out of range."""
         values = parts[0]
-        loud = len(values) and (values.max() > VALUE_MAX or values.min() < -VALUE_MAX)
-        return "level" if loud else None
+        return "level" if values.max() > VALUE_MAX or values.min() < -VALUE_MAX else None
 
     def decode_rows(self, parts: Parts, out_NB: Int32) -> None:
         """Copy."""

@@ -84,9 +84,9 @@ class Sparse(Codec):
         if (place_NK[silent_N] != _COUNT).any() or code_NK[silent_N].any():
             return "canonical"
         used = P - CHUNK * (len(place_NK) - 1)
-        count = min(used, PLACES) if len(place_NK) else 0
+        count = min(used, PLACES)
         real_NK = np.ones_like(place_NK, bool)
-        if len(place_NK) and not silent_N[-1]:
+        if not silent_N[-1]:
             real_NK[-1, count:] = False
             filler = np.arange(CHUNK - PLACES + count, CHUNK)
             if (place_NK[-1, :count] >= used).any() or (place_NK[-1, count:] != filler).any():

@@ -11,7 +11,15 @@ import torch
 from peerformer.gradients import threads
 from peerformer.gradients.aggregate import aggregate, plan_for, scale_factors
 from peerformer.gradients.combine import Plan, combine_reference
-from peerformer.gradients.compress import CODECS, decode, decode_reference, encode, read
+from peerformer.gradients.compress import (
+    CODECS,
+    BlobError,
+    check,
+    decode,
+    decode_reference,
+    encode,
+    read,
+)
 from peerformer.gradients.contribution import Contribution, norms
 from peerformer.gradients.fixed_point import CHUNK, norm
 from peerformer.gradients.rules import FACTOR_ONE, Rule
@@ -164,6 +172,21 @@ def test_aggregation_takes_less_memory_than_three_contributions_would_decoded(co
     finally:
         tracemalloc.stop()
     assert 4 * size < peak < 3 * 4 * size
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_one_bad_row_is_found_wherever_it_is(codec, three_threads):
+    size = (1 << 22) + (1 << 20) + 5
+    update = torch.randn(size, generator=torch.Generator().manual_seed(9)) * 1e-3
+    good = encode(update, torch.zeros(size), codec=codec, feedback=1.0).blob
+    check(good, size, codec)
+    rows = CODECS[codec].rows(size)
+    for row in (0, rows // 3, rows // 2, rows - 2, rows - 1):
+        bad = bytearray(good)
+        parts = CODECS[codec].parts(np.frombuffer(bad, np.uint8), rows)
+        parts[0 if codec == "none" else 1][row] = -(1 << 31) if codec == "none" else 0x80
+        with pytest.raises(BlobError, match="order" if codec == "sparse-2bit" else "level"):
+            check(bad, size, codec)
 
 
 # --- sharing out ---------------------------------------------------------------------------------
