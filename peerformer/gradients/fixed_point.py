@@ -213,13 +213,17 @@ def outer_step(
         return state
     theta_P, momentum_P = state.theta_P.clone(), state.momentum_P.clone()
     theta, momentum, update = theta_P.numpy(), momentum_P.numpy(), update_P.numpy()
-    for start in range(0, len(theta), CHUNK):
-        part = slice(start, start + CHUNK)
-        pushed = _saturated(update[part])
-        moved = _saturated(_scaled(momentum[part], momentum_q16) + pushed)
-        step = pushed + _scaled(moved, momentum_q16) if nesterov else moved
-        theta[part] = _saturated(theta[part] - _scaled(step, learning_rate_q16))
-        momentum[part] = moved
+
+    def step_range(first: int, end: int) -> None:
+        for start in range(first, end, CHUNK):
+            part = slice(start, min(end, start + CHUNK))
+            pushed = _saturated(update[part])
+            moved = _saturated(_scaled(momentum[part], momentum_q16) + pushed)
+            step = pushed + _scaled(moved, momentum_q16) if nesterov else moved
+            theta[part] = _saturated(theta[part] - _scaled(step, learning_rate_q16))
+            momentum[part] = moved
+
+    shared_out(step_range, len(theta), CHUNK)
     return AgreedState(theta_P, momentum_P, (*state.norms, update_norm)[-NORMS_MAX:])
 
 
