@@ -5,7 +5,7 @@ somebody sends are worked on. Work goes through the coordinates in chunks that s
 integers rounded down. A median is taken by a selection network: minima and maxima of whole rows.
 
 Shape suffixes: `P` parameters, `C` coordinates of a chunk, `A` coordinates of it that are worked
-on; lists of arrays have one entry for each of the `K` contributions.
+on, `V` values of one contribution; lists of arrays have one entry for each of the `K`.
 """
 
 from collections.abc import Iterator, Sequence

@@ -12,6 +12,9 @@ byte, low bits first: bit 0 says louder, bit 1 says minus.
 One encoding for each value: both loudnesses are at least 1 and both occur, or they are equal and
 no code says louder; a chunk of zeros has both 0, the first places and codes of 0. Where the last
 chunk has fewer values than places, those left over are the last of the chunk, with codes of 0.
+
+Shape suffixes: `N` chunks, `B` values of a chunk, `K` its places, `G` groups, `W` as many as might
+be among the loudest; `V` for the values of all chunks, one after the other.
 """
 
 import numpy as np
