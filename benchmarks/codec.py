@@ -12,7 +12,7 @@ import time
 import torch
 
 from peerformer.gradients.aggregate import aggregate
-from peerformer.gradients.compress import CODECS, decode, encode
+from peerformer.gradients.compress import CODECS, decode, encode, read
 from peerformer.gradients.rules import Rule
 
 AGGREGATED = "dense-int8"
@@ -43,7 +43,7 @@ def milliseconds_of(size: int) -> dict[str, list[float]]:
                 decode(blob, size, codec)
             lap(f"decode {codec}", now, len(blobs))
         sent = [encode(u, residual, codec=AGGREGATED, feedback=1.0).blob for u in updates]
-        contributions = [decode(blob, size, AGGREGATED) for blob in sent]
+        contributions = [read(blob, size, AGGREGATED) for blob in sent]
         now = time.perf_counter()
         for rule in ("robust", "mean"):
             aggregate(contributions, rule=Rule.named(rule), seed=b"seed", recent_norms=())

@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from peerformer.gradients.fixed_point import CHUNK
+
 VALUE_MAX = 127 << 16  # about half a unit a round; 64 of these, scaled by 4, sum within int32
 
 Bytes = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 Parts = tuple[NDArray[Any], ...]
+Places = NDArray[np.intp]
 
 
 class BlobError(ValueError):
@@ -38,6 +41,7 @@ class Codec(ABC):
     block: int  # values of a row
     row_size: int  # bytes of a row
     rows_at_once: int  # so many stay in cache
+    coordinates_at_once = CHUNK  # that are best read together
 
     def rows(self, P: int) -> int:
         """Return how many rows P values have; the last is padded with zeros."""
@@ -60,11 +64,27 @@ class Codec(ABC):
 
     @abstractmethod
     def fault(self, parts: Parts, P: int) -> str | None:
-        """Return why these are not the rows of P values, or None: a slug for the header."""
+        """Return why these are not the rows of P values, at least one, or None.
+
+        It is a slug for the header.
+        """
 
     @abstractmethod
     def decode_rows(self, parts: Parts, out_NB: Int32) -> None:
         """Write the values of checked rows."""
+
+    def read_rows(self, parts: Parts, P: int) -> tuple[Int32, Places | None]:
+        """Return values of checked rows, P coordinates in all, and where in these they are.
+
+        The places ascend, and everywhere else is zero. None: one value for each coordinate.
+        """
+        value_NB = np.empty((len(parts[0]), self.block), np.int32)
+        self.decode_rows(parts, value_NB)
+        return value_NB.reshape(-1)[:P], None
+
+    @abstractmethod
+    def squares(self, parts: Parts, P: int) -> int:
+        """Return the exact sum of the squares of the values of checked rows."""
 
     @abstractmethod
     def reference(self, blob: bytes, P: int) -> list[int]:

@@ -23,10 +23,12 @@ import torch
 from torch import Tensor
 
 from peerformer.gradients.codec import VALUE_MAX, BlobError, Codec, Parts
+from peerformer.gradients.contribution import Contribution
 from peerformer.gradients.dense import Dense
 from peerformer.gradients.fixed_point import FRACTION_BITS
 from peerformer.gradients.plain import Plain
 from peerformer.gradients.sparse import Sparse
+from peerformer.gradients.threads import shared_out
 
 __all__ = [
     "CODECS",
@@ -39,6 +41,7 @@ __all__ = [
     "decode_reference",
     "encode",
     "encoded_size",
+    "read",
 ]
 
 CODECS: dict[str, Codec] = {codec.name: codec for codec in (Dense(8), Dense(4), Sparse(), Plain())}
@@ -84,26 +87,30 @@ def encode(delta_P: Tensor, residual_P: Tensor, *, codec: str, feedback: float) 
     share = 1.0 if codec == Sparse.name else _residual_share(delta_P, residual_P, feedback)
     factor = np.float32(feedback * share)
     delta, residual = delta_P.detach().numpy(), residual_P.numpy()
-    blob = np.empty(chosen.size(P), np.uint8)
-    parts = chosen.parts(blob, rows)
+    blob = bytearray(chosen.size(P))
+    parts = chosen.parts(np.frombuffer(blob, np.uint8), rows)
     left_P = torch.empty(P)
     left = left_P.numpy()
-    many = chosen.rows_at_once
-    scratch = np.empty(many * chosen.block, np.float32)
-    for start in range(0, rows, many):
-        part = slice(start * chosen.block, min(P, (start + many) * chosen.block))
-        lines = slice(start, min(rows, start + many))
-        size, value = part.stop - part.start, scratch[: (lines.stop - start) * chosen.block]
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.multiply(residual[part], factor, out=value[:size])
-            value[:size] += delta[part]
-            value[:size] *= np.float32(2**FRACTION_BITS)
-            value[size:] = 0
-            if not np.isfinite(value.sum()):
-                raise ValueError("an update is not finite")
-        chosen.encode_rows(value.reshape(-1, chosen.block), _lines(parts, lines), size)
-        np.multiply(value[:size], np.float32(2**-FRACTION_BITS), out=left[part])
-    return Encoded(blob.tobytes(), left_P)
+    many = chosen.rows_at_once * chosen.block
+
+    def encode_range(first: int, end: int) -> None:
+        scratch = np.empty(many, np.float32)
+        for start in range(first, end, many):
+            part = slice(start, min(end, start + many))
+            lines = slice(start // chosen.block, chosen.rows(part.stop))
+            size, value = part.stop - start, scratch[: (lines.stop - lines.start) * chosen.block]
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.multiply(residual[part], factor, out=value[:size])
+                value[:size] += delta[part]
+                value[:size] *= np.float32(2**FRACTION_BITS)
+                value[size:] = 0
+                if not np.isfinite(value.sum()):
+                    raise ValueError("an update is not finite")
+            chosen.encode_rows(value.reshape(-1, chosen.block), _lines(parts, lines), size)
+            np.multiply(value[:size], np.float32(2**-FRACTION_BITS), out=left[part])
+
+    shared_out(encode_range, P, many)
+    return Encoded(bytes(blob), left_P)
 
 
 def _residual_share(delta_P: Tensor, residual_P: Tensor, feedback: float) -> float:
@@ -113,6 +120,15 @@ def _residual_share(delta_P: Tensor, residual_P: Tensor, feedback: float) -> flo
     return allowed / wanted if wanted > allowed else 1.0
 
 
+def read(blob: bytes | memoryview, P: int, codec: str) -> Contribution:
+    """Return a contribution that is expanded only where it is read.
+
+    Raises:
+        BlobError: the bytes are not the encoding of P values.
+    """
+    return Contribution(_named(codec), _checked(blob, P, codec), P)
+
+
 def decode(blob: bytes | memoryview, P: int, codec: str) -> Tensor:
     """Return a contribution's values as int32 (P,) in units of 2^-24.
 
@@ -120,11 +136,16 @@ def decode(blob: bytes | memoryview, P: int, codec: str) -> Tensor:
         BlobError: the bytes are not the encoding of P values.
     """
     chosen, parts = _named(codec), _checked(blob, P, codec)
-    rows, many = chosen.rows(P), chosen.rows_at_once
-    value_NB = np.empty((rows, chosen.block), np.int32)
-    for start in range(0, rows, many):
-        lines = slice(start, start + many)
-        chosen.decode_rows(_lines(parts, lines), value_NB[lines])
+    many = chosen.rows_at_once
+    value_NB = np.empty((chosen.rows(P), chosen.block), np.int32)
+
+    def decode_range(first: int, end: int) -> None:
+        rows = range(first // chosen.block, chosen.rows(end))
+        for start in range(rows.start, rows.stop, many):
+            lines = slice(start, min(rows.stop, start + many))
+            chosen.decode_rows(_lines(parts, lines), value_NB[lines])
+
+    shared_out(decode_range, P, many * chosen.block)
     return torch.from_numpy(value_NB.reshape(-1)[:P])
 
 
@@ -148,9 +169,19 @@ def _checked(blob: bytes | memoryview, P: int, codec: str) -> Parts:
     if memoryview(blob).nbytes != chosen.size(P):
         raise BlobError("length")
     parts = chosen.parts(np.frombuffer(blob, np.uint8), chosen.rows(P))
-    fault = chosen.fault(parts, P)
-    if fault is not None:
-        raise BlobError(fault)
+    many = 16 * chosen.rows_at_once * chosen.block
+
+    def fault_of(first: int, end: int) -> str | None:
+        for start in range(first, end, many):
+            stop = min(end, start + many)
+            lines = slice(start // chosen.block, chosen.rows(stop))
+            if (fault := chosen.fault(_lines(parts, lines), stop - start)) is not None:
+                return fault
+        return None
+
+    faults = [fault for fault in shared_out(fault_of, P, many) if fault is not None]
+    if faults:
+        raise BlobError(faults[0])
     return parts
 
 

@@ -20,6 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from peerformer.gradients.threads import shared_out
+
 FRACTION_BITS = 24  # a parameter reaches 128 and has the resolution of a float32 near 1
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 NORMS_MAX = 16  # accepted update norms that the state remembers; enough for a steady median
@@ -85,8 +87,17 @@ def dot(a_P: Tensor, b_P: Tensor) -> int:
     """Return the exact inner product of two int32 vectors, of any size and sign."""
     a, b = a_P.numpy(), b_P.numpy()
     assert a.dtype == b.dtype == np.int32 and a.shape == b.shape
-    product = np.empty(CHUNK, np.int64)
-    half = np.empty(CHUNK, np.int64)
+    return sum(shared_out(lambda start, stop: _dot(a[start:stop], b[start:stop]), len(a), CHUNK))
+
+
+def square_sum(value_P: NDArray[np.int32]) -> int:
+    """Return the exact sum of squares."""
+    return _dot(value_P, value_P)
+
+
+def _dot(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
+    product = np.empty(min(len(a), CHUNK), np.int64)
+    half = np.empty_like(product)
     high, low = 0, 0
     for start in range(0, len(a), CHUNK):
         part = slice(start, start + CHUNK)
@@ -202,13 +213,17 @@ def outer_step(
         return state
     theta_P, momentum_P = state.theta_P.clone(), state.momentum_P.clone()
     theta, momentum, update = theta_P.numpy(), momentum_P.numpy(), update_P.numpy()
-    for start in range(0, len(theta), CHUNK):
-        part = slice(start, start + CHUNK)
-        pushed = _saturated(update[part])
-        moved = _saturated(_scaled(momentum[part], momentum_q16) + pushed)
-        step = pushed + _scaled(moved, momentum_q16) if nesterov else moved
-        theta[part] = _saturated(theta[part] - _scaled(step, learning_rate_q16))
-        momentum[part] = moved
+
+    def step_range(first: int, end: int) -> None:
+        for start in range(first, end, CHUNK):
+            part = slice(start, min(end, start + CHUNK))
+            pushed = _saturated(update[part])
+            moved = _saturated(_scaled(momentum[part], momentum_q16) + pushed)
+            step = pushed + _scaled(moved, momentum_q16) if nesterov else moved
+            theta[part] = _saturated(theta[part] - _scaled(step, learning_rate_q16))
+            momentum[part] = moved
+
+    shared_out(step_range, len(theta), CHUNK)
     return AgreedState(theta_P, momentum_P, (*state.norms, update_norm)[-NORMS_MAX:])
 
 

@@ -5,7 +5,8 @@ Rounding is half to even. A value beyond `VALUE_MAX` saturates and is refused wh
 
 import numpy as np
 
-from peerformer.gradients.codec import VALUE_MAX, Bytes, Codec, Float32, Int32, Parts
+from peerformer.gradients.codec import VALUE_MAX, Bytes, Codec, Float32, Int32, Parts, Places
+from peerformer.gradients.fixed_point import square_sum
 
 
 class Plain(Codec):
@@ -29,12 +30,19 @@ class Plain(Codec):
     def fault(self, parts: Parts, P: int) -> str | None:
         """Refuse what is out of range."""
         values = parts[0]
-        loud = len(values) and (values.max() > VALUE_MAX or values.min() < -VALUE_MAX)
-        return "level" if loud else None
+        return "level" if values.max() > VALUE_MAX or values.min() < -VALUE_MAX else None
 
     def decode_rows(self, parts: Parts, out_NB: Int32) -> None:
         """Copy."""
         np.copyto(out_NB, parts[0])
+
+    def read_rows(self, parts: Parts, P: int) -> tuple[Int32, Places | None]:
+        """Return the integers as they are."""
+        return parts[0][:, 0], None
+
+    def squares(self, parts: Parts, P: int) -> int:
+        """Multiply."""
+        return square_sum(parts[0][:, 0])
 
     def reference(self, blob: bytes, P: int) -> list[int]:
         """Four bytes a value."""

@@ -12,53 +12,66 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from peerformer.gradients.contribution import Contribution
 from peerformer.gradients.fixed_point import CHUNK
+from peerformer.gradients.threads import shared_out
 
 SKETCH_BUCKETS = CHUNK  # a squared distance has a standard deviation of at most 1.1 %
 SKETCH_CONTEXT = "peerformer 2026 count-sketch of contributions"
 
-_SKETCH_FLUSH = 256  # chunks: as many of the largest values sum within int32
 _HALF_BITS = 21  # a bucket has at most 2^43: the squares of both halves sum within int64
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
 
-def sketches(values: Sequence[Int32], seed: bytes) -> list[Int64]:
-    """Return a count-sketch of each vector: int64 (S,), linear, of nearly the same norm.
+def sketches(contributions: Sequence[Contribution], seed: bytes) -> list[Int64]:
+    """Return a count-sketch of each: int64 (S,), linear, of nearly the same norm; of one codec.
 
     Coordinate p of chunk c gets a random sign and goes to bucket (p + rotation_c) mod S. Two
     coordinates of a chunk never collide, two of different chunks do with probability 1/S, which is
     all that the variance bound of a count-sketch asks for; and whole chunks are added at once.
     """
-    P = len(values[0])
+    P = contributions[0].P
     rotations, packed_signs = _randomness(P, seed)
-    totals = [np.zeros(SKETCH_BUCKETS, np.int64) for _ in values]
-    sums = [np.zeros(SKETCH_BUCKETS, np.int32) for _ in values]
-    signed = np.empty(CHUNK, np.int32)
-    for chunk, rotation in enumerate(rotations):
-        part = slice(chunk * CHUNK, min(P, (chunk + 1) * CHUNK))
-        size = part.stop - part.start
-        bits = np.unpackbits(packed_signs[part.start // 8 :][: CHUNK // 8], count=size)
-        signs_C = 1 - 2 * bits.astype(np.int32)
-        straight = min(size, SKETCH_BUCKETS - rotation)
-        for value, bucket_sums in zip(values, sums, strict=True):
-            np.multiply(value[part], signs_C, out=signed[:size])
-            bucket_sums[rotation : rotation + straight] += signed[:straight]
-            bucket_sums[: size - straight] += signed[straight:size]
-        if (chunk + 1) % _SKETCH_FLUSH == 0 or part.stop == P:
-            for total, bucket_sums in zip(totals, sums, strict=True):
-                total += bucket_sums
-                bucket_sums[:] = 0
-    return totals
+
+    def totals_of(first: int, end: int) -> list[Int64]:
+        totals = [np.zeros(SKETCH_BUCKETS, np.int64) for _ in contributions]
+        for start in range(first, end, many):
+            stop = min(end, start + many)
+            bits_C = np.unpackbits(packed_signs[start // 8 : -(-stop // 8)], count=stop - start)
+            signs_C = 1 - 2 * bits_C.astype(np.int32)
+            turns = rotations[start // CHUNK : -(-stop // CHUNK)]
+            for contribution, total_S in zip(contributions, totals, strict=True):
+                value_V, place_V = contribution.read(start, stop)
+                if place_V is None:
+                    _add_all(value_V * signs_C, turns, total_S)
+                else:
+                    bucket_V = (place_V + turns[place_V // CHUNK]) % SKETCH_BUCKETS
+                    signed_V = (value_V * signs_C[place_V]).astype(np.int64)
+                    np.add.at(total_S, bucket_V, signed_V)
+        return totals
+
+    many = contributions[0].codec.coordinates_at_once
+    shares = shared_out(totals_of, P, many)
+    return [np.sum(totals, axis=0) for totals in zip(*shares, strict=True)]
 
 
-def _randomness(P: int, seed: bytes) -> tuple[list[int], NDArray[np.uint8]]:
+def _add_all(signed_C: Int32, rotations: NDArray[np.intp], total_S: Int64) -> None:
+    """Add one value for each coordinate of whole chunks, but that the last may be shorter."""
+    for rotation, start in zip(rotations.tolist(), range(0, len(signed_C), CHUNK), strict=True):
+        chunk_C = signed_C[start : start + CHUNK]
+        straight = min(len(chunk_C), SKETCH_BUCKETS - rotation)
+        total_S[rotation : rotation + straight] += chunk_C[:straight]
+        total_S[: len(chunk_C) - straight] += chunk_C[straight:]
+
+
+def _randomness(P: int, seed: bytes) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
     """Return a rotation for each chunk, and a sign bit for each coordinate (1 is minus)."""
     chunks = -(-P // CHUNK)
     stream = blake3(seed, derive_key_context=SKETCH_CONTEXT).digest(2 * chunks + -(-P // 8))
     rotations = np.frombuffer(stream, "<u2", chunks) % SKETCH_BUCKETS
-    return rotations.tolist(), np.frombuffer(stream, np.uint8, offset=2 * chunks)
+    return rotations.astype(np.intp), np.frombuffer(stream, np.uint8, offset=2 * chunks)
 
 
 def sketch_reference(value: Sequence[int], seed: bytes) -> list[int]:
@@ -67,7 +80,7 @@ def sketch_reference(value: Sequence[int], seed: bytes) -> list[int]:
     sketch = [0] * SKETCH_BUCKETS
     for p, number in enumerate(value):
         minus = packed_signs[p // 8] >> (7 - p % 8) & 1
-        sketch[(p + rotations[p // CHUNK]) % SKETCH_BUCKETS] += -number if minus else number
+        sketch[(p + int(rotations[p // CHUNK])) % SKETCH_BUCKETS] += -number if minus else number
     return sketch
 
 

@@ -12,21 +12,24 @@ byte, low bits first: bit 0 says louder, bit 1 says minus.
 One encoding for each value: both loudnesses are at least 1 and both occur, or they are equal and
 no code says louder; a chunk of zeros has both 0, the first places and codes of 0. Where the last
 chunk has fewer values than places, those left over are the last of the chunk, with codes of 0.
+
+Shape suffixes: `N` chunks, `B` values of a chunk, `K` its places, `G` groups, `W` as many as might
+be among the loudest; `V` for the values of all chunks, one after the other.
 """
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from peerformer.gradients.codec import VALUE_MAX, Bytes, Codec, Float32, Int32, Parts
+from peerformer.gradients import fixed_point
+from peerformer.gradients.codec import VALUE_MAX, Bytes, Codec, Float32, Int32, Parts, Places
 
 CHUNK = 4_096
 PLACES = 64
 LLOYD_STEPS = 4
+GROUPS = 128  # of a chunk: the 64th of their loudest values is a bound that few others reach
 _LOUDNESS, _PLACE, _CODE = 6, PLACES * 12 // 8, PLACES * 2 // 8  # bytes of a chunk
-_COUNT = np.arange(PLACES, dtype=np.int32)
-
-Places = NDArray[np.int32]
+_COUNT = np.arange(PLACES)
+_FOUR_CODES = (np.arange(256)[:, None] >> (0, 2, 4, 6) & 3).astype(np.uint8).view("<u4")[:, 0]
 
 
 class Sparse(Codec):
@@ -36,6 +39,7 @@ class Sparse(Codec):
     block = CHUNK
     row_size = _LOUDNESS + _PLACE + _CODE
     rows_at_once = 64
+    coordinates_at_once = 32 * fixed_point.CHUNK  # as these have few values
 
     def parts(self, data: Bytes, N: int) -> Parts:
         """Return loudnesses, places and codes, packed."""
@@ -51,8 +55,7 @@ class Sparse(Codec):
     def encode_rows(self, value_NB: Float32, parts: Parts, P: int) -> None:
         """Choose the loudest, and two loudnesses for them."""
         loudnesses, places, codes = parts
-        value = torch.from_numpy(value_NB)
-        place_NK = self._loudest(value, P).numpy()
+        place_NK = _loudest(value_NB, P)
         chosen_NK = np.take_along_axis(value_NB, place_NK, 1)
         is_filler_NK = place_NK >= P - CHUNK * np.arange(len(value_NB))[:, None]
         quiet_N, loud_N, is_loud_NK = _two_means(np.abs(chosen_NK), ~is_filler_NK)
@@ -69,18 +72,6 @@ class Sparse(Codec):
         _pack_places(place_NK.astype(np.uint16), places)
         _pack_codes(is_loud_NK.view(np.uint8) | is_minus_NK.view(np.uint8) << np.uint8(1), codes)
 
-    def _loudest(self, value_NB: torch.Tensor, P: int) -> torch.Tensor:
-        """Return the places of the loudest values of each row, ascending.
-
-        Where there are fewer values than places, the rest are the last places of the row.
-        """
-        loudness_NB = value_NB.abs()
-        used = P - CHUNK * (len(value_NB) - 1)
-        if used < CHUNK:  # padding is quieter than anything, and chosen from the end
-            loudness_NB[-1, used:] = torch.arange(used, CHUNK) / CHUNK - 2
-        place_NK = loudness_NB.topk(PLACES, dim=1, sorted=False).indices
-        return place_NK.sort(1).values
-
     # --- decoding ------------------------------------------------------------------------------
 
     def fault(self, parts: Parts, P: int) -> str | None:
@@ -96,9 +87,9 @@ class Sparse(Codec):
         if (place_NK[silent_N] != _COUNT).any() or code_NK[silent_N].any():
             return "canonical"
         used = P - CHUNK * (len(place_NK) - 1)
-        count = min(used, PLACES) if len(place_NK) else 0
+        count = min(used, PLACES)
         real_NK = np.ones_like(place_NK, bool)
-        if len(place_NK) and not silent_N[-1]:
+        if not silent_N[-1]:
             real_NK[-1, count:] = False
             filler = np.arange(CHUNK - PLACES + count, CHUNK)
             if (place_NK[-1, :count] >= used).any() or (place_NK[-1, count:] != filler).any():
@@ -111,14 +102,31 @@ class Sparse(Codec):
         return None if (both_N | equal_N).all() else "canonical"
 
     def decode_rows(self, parts: Parts, out_NB: Int32) -> None:
-        """Put the values in their places."""
-        loudnesses, places, codes = parts
-        quiet_N, loud_N = _from_u24(loudnesses[:, :3]), _from_u24(loudnesses[:, 3:])
-        code_NK = _unpack_codes(codes)
-        value_NK = np.where(code_NK & 1, loud_N[:, None], quiet_N[:, None])
-        np.negative(value_NK, out=value_NK, where=code_NK & 2 > 0)
+        """Put the values in their places, and zeros in all others."""
         out_NB[:] = 0
-        np.put_along_axis(out_NB, _unpack_places(places), value_NK, 1)
+        value_V, place_V = self.read_rows(parts, out_NB.size)
+        out_NB.reshape(-1)[place_V] = value_V
+
+    def read_rows(self, parts: Parts, P: int) -> tuple[Int32, Places]:
+        """Return the values that are sent, and their places."""
+        loudnesses, places, codes = parts
+        row_N1 = np.arange(len(places))[:, None]
+        quiet_N, loud_N = _from_u24(loudnesses[:, :3]), _from_u24(loudnesses[:, 3:])
+        meaning_N4 = np.stack((quiet_N, loud_N, -quiet_N, -loud_N), 1)  # of each code
+        value_V = meaning_N4.reshape(-1).take(_unpack_codes(codes) + 4 * row_N1).reshape(-1)
+        place_V = (_unpack_places(places) + CHUNK * row_N1).reshape(-1)
+        many = len(place_V) if P == CHUNK * len(places) else int(np.searchsorted(place_V, P))
+        return value_V[:many], place_V[:many]
+
+    def squares(self, parts: Parts, P: int) -> int:
+        """Count the codes."""
+        loudnesses, _, codes = parts
+        quiet_N, loud_N = (
+            _from_u24(loudnesses[:, i : i + 3]).astype(np.int64) ** 2 for i in (0, 3)
+        )
+        many_N = np.minimum(P - CHUNK * np.arange(len(codes)), PLACES)
+        louder_N = np.bitwise_count(codes & 0b01010101).sum(1, dtype=np.int64)
+        return sum((louder_N * loud_N + (many_N - louder_N) * quiet_N).tolist())
 
     def reference(self, blob: bytes, P: int) -> list[int]:
         """One place after the other."""
@@ -134,6 +142,33 @@ class Sparse(Codec):
                 value = int.from_bytes(half, "little")
                 values[CHUNK * chunk + (place >> 12 * k & 4_095)] = -value if bits & 2 else value
         return values[:P]
+
+
+def _loudest(value_NB: Float32, P: int) -> Places:
+    """Return the places of the loudest values of each row, ascending; of equals the first.
+
+    Where there are fewer values than places, the rest are the last places of the row.
+    """
+    loudness_NB = value_NB.view(np.int32) & 0x7FFF_FFFF  # floats without a sign: ordered as these
+    groups_NG = loudness_NB.reshape(-1, CHUNK // GROUPS, GROUPS).max(1)
+    bound_N1 = np.partition(groups_NG, GROUPS - PLACES, 1)[:, GROUPS - PLACES, None]
+    maybe_NB = loudness_NB >= np.maximum(bound_N1, 1)
+    maybe_NB[bound_N1[:, 0] == 0, :PLACES] = True  # zeros are chosen among the first places only
+    place_V = np.flatnonzero(maybe_NB)
+    count_N = np.count_nonzero(maybe_NB, 1)
+    is_there_NW = np.arange(count_N.max(initial=PLACES)) < count_N[:, None]
+    candidate_NW = np.full(is_there_NW.shape, -1, np.int32)
+    candidate_NW[is_there_NW] = loudness_NB.reshape(-1)[place_V]
+    last = candidate_NW.shape[1] - PLACES
+    least_N1 = np.partition(candidate_NW, last, 1)[:, last, None]
+    above_NW, equal_NW = candidate_NW > least_N1, candidate_NW == least_N1
+    missing_N1 = PLACES - np.count_nonzero(above_NW, 1, keepdims=True)
+    chosen_NW = above_NW | equal_NW & (np.cumsum(equal_NW, 1, np.int16) <= missing_N1)
+    place_NK: Places = place_V[chosen_NW[is_there_NW]].reshape(-1, PLACES) % CHUNK
+    used = P - CHUNK * (len(value_NB) - 1)
+    if used < PLACES:
+        place_NK[-1] = np.where(_COUNT < used, _COUNT, CHUNK - PLACES + _COUNT)
+    return place_NK
 
 
 def _two_means(
@@ -178,8 +213,8 @@ def _pack_places(place_NK: NDArray[np.uint16], out: Bytes) -> None:
 
 
 def _unpack_places(packed: Bytes) -> Places:
-    first, second, third = (packed[:, i::3].astype(np.int32) for i in range(3))
-    place_NK = np.empty((len(packed), PLACES), np.int32)
+    first, second, third = (packed[:, i::3].astype(np.intp) for i in range(3))
+    place_NK = np.empty((len(packed), PLACES), np.intp)
     place_NK[:, ::2] = first | (second & 15) << 8
     place_NK[:, 1::2] = second >> 4 | third << 4
     return place_NK
@@ -191,7 +226,4 @@ def _pack_codes(code_NK: Bytes, out: Bytes) -> None:
 
 
 def _unpack_codes(packed: Bytes) -> Bytes:
-    code_NK = np.empty((len(packed), PLACES), np.uint8)
-    for i in range(4):
-        code_NK[:, i::4] = packed >> 2 * i & 3
-    return code_NK
+    return _FOUR_CODES.take(packed).view(np.uint8)

@@ -62,8 +62,8 @@ from torch import Tensor, nn
 from peerformer.config import Config
 from peerformer.data.batches import Batches
 from peerformer.gradients.aggregate import aggregate
-from peerformer.gradients.audit import score_micronats
-from peerformer.gradients.compress import BlobError, decode, encode
+from peerformer.gradients.audit import check_bounds, score_micronats
+from peerformer.gradients.compress import decode, encode, read
 from peerformer.gradients.fixed_point import AgreedState, Layout, outer_step, to_fixed, to_float
 from peerformer.train import poison
 from peerformer.train.feedback import Feedback
@@ -285,13 +285,11 @@ class AgreedReplica:
 
     def check(self, blob: bytes, score_seed: bytes | None) -> tuple[str | None, int | None]:
         """Return why a contribution does not decode, or None, and its score in micro-nats."""
-        try:
-            contribution_P = decode(blob, self.layout.size, self.config.swarm.codec)
-        except BlobError as error:
-            return str(error), None
-        return None, None if score_seed is None else self._score(
-            to_float(contribution_P), score_seed
-        )
+        size, codec = self.layout.size, self.config.swarm.codec
+        fault = check_bounds(blob, size, codec)
+        if fault is not None or score_seed is None:
+            return fault, None
+        return None, self._score(to_float(decode(blob, size, codec)), score_seed)
 
     def _score(self, update_P: Tensor, score_seed: bytes) -> int:
         """Return by how much a fraction of an update lowers the held-out loss, in micro-nats."""
@@ -337,7 +335,7 @@ class AgreedReplica:
         if round_number != self.round + 1:
             return None
         size, swarm = self.layout.size, self.config.swarm
-        contributions = [decode(blob, size, swarm.codec) for _, blob in blobs]
+        contributions = [read(blob, size, swarm.codec) for _, blob in blobs]
         outcome = aggregate(
             contributions, rule=rule_of(self.config), seed=seed, recent_norms=self.state.norms
         )

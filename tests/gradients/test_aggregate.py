@@ -10,15 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peerformer.gradients.aggregate import (
+from peerformer.gradients.aggregate import aggregate, scale_factors
+from peerformer.gradients.combine import (
     CONTRIBUTIONS_MAX,
     Plan,
-    aggregate,
     combine_reference,
-    scale_factors,
     selection_network,
 )
 from peerformer.gradients.compress import VALUE_MAX
+from peerformer.gradients.contribution import Contribution
 from peerformer.gradients.fixed_point import CHUNK, norm
 from peerformer.gradients.rules import FACTOR_ONE, Rule
 from peerformer.gradients.sketch import (
@@ -50,6 +50,15 @@ def contributions_of(K, size, seed, spread=2.0):
     return [torch.from_numpy(np.clip(np.rint(r), -VALUE_MAX, VALUE_MAX).astype("i4")) for r in rows]
 
 
+def aggregated(values, rule, seed=b"s", recent_norms=()):
+    given = [Contribution.of(value) for value in values]
+    return aggregate(given, rule=rule, seed=seed, recent_norms=recent_norms)
+
+
+def sketches_of(values, seed):
+    return sketches([Contribution.of(value) for value in values], seed)
+
+
 def reference(contributions, rule, seed):
     """The whole rule but the cap, from the plain parts."""
     K = len(contributions)
@@ -71,7 +80,7 @@ def reference(contributions, rule, seed):
 @pytest.mark.parametrize("K", [1, 2, 3, 4, 7, 16])
 def test_the_fast_rule_equals_the_plain_one(rule, K):
     contributions = contributions_of(K, 300, seed=K)
-    result = aggregate(contributions, rule=rule, seed=b"s", recent_norms=())
+    result = aggregated(contributions, rule)
     assert result.update_P.tolist() == reference(contributions, rule, b"s")
     assert result.norm == norm(result.update_P)
     assert result.refused == ()
@@ -79,7 +88,7 @@ def test_the_fast_rule_equals_the_plain_one(rule, K):
 
 def test_the_fast_rule_equals_the_plain_one_across_chunks():
     contributions = contributions_of(4, 2 * CHUNK + 77, seed=11)
-    result = aggregate(contributions, rule=ROBUST, seed=b"s", recent_norms=())
+    result = aggregated(contributions, ROBUST)
     assert result.update_P.tolist() == reference(contributions, ROBUST, b"s")
 
 
@@ -93,7 +102,7 @@ def test_the_largest_values_of_the_most_contributions_do_not_overflow(rule, K):
     quiet = torch.zeros(size, dtype=torch.int32)
     quiet[:3], quiet[3] = VALUE_MAX, -VALUE_MAX  # a norm of sqrt(4 / 40) of the loud one
     contributions = [loud] * (K - K // 4) + [quiet] * (K // 4)
-    result = aggregate(contributions, rule=rule, seed=b"s", recent_norms=())
+    result = aggregated(contributions, rule)
     assert result.refused == ()
     assert result.update_P.tolist() == reference(contributions, rule, b"s")
 
@@ -119,7 +128,7 @@ def test_the_network_is_smaller_than_a_full_sort():
 def test_the_fast_sketch_equals_the_plain_one(size):
     contributions = contributions_of(2, size, seed=size)
     for seed in (b"", b"a", b"b"):
-        fast = sketches([c.numpy() for c in contributions], seed)
+        fast = sketches_of(contributions, seed)
         for sketch, contribution in zip(fast, contributions, strict=True):
             assert sketch.tolist() == sketch_reference(contribution.tolist(), seed)
 
@@ -129,14 +138,17 @@ def test_a_sketch_of_more_chunks_than_int32_holds_does_not_overflow():
     chunks = 300
     _, packed_signs = _randomness(chunks * CHUNK, b"s")
     value = np.where(np.unpackbits(packed_signs), -VALUE_MAX, VALUE_MAX).astype(np.int32)
-    assert sketches([value], b"s")[0].tolist() == [chunks * VALUE_MAX] * SKETCH_BUCKETS
+    assert (
+        sketches_of([torch.from_numpy(value)], b"s")[0].tolist()
+        == [chunks * VALUE_MAX] * SKETCH_BUCKETS
+    )
 
 
 def test_a_sketch_keeps_distances_within_a_few_percent():
     contributions = contributions_of(2, 10 * CHUNK, seed=21)
     a, b = (c.numpy().astype(np.int64) for c in contributions)
     exact = int(((a - b) ** 2).sum())
-    sketched = squared_distance(*sketches([c.numpy() for c in contributions], b"s"))
+    sketched = squared_distance(*sketches_of(contributions, b"s"))
     assert abs(sketched / exact - 1) < 5 * (2 / SKETCH_BUCKETS) ** 0.5
 
 
@@ -160,9 +172,9 @@ def test_each_is_its_own_neighbour_and_ties_go_to_the_lower_index():
 def test_every_order_given_tells_the_same_contributions_apart_alike():
     """Ties aside, who comes first must not matter."""
     contributions = contributions_of(7, 5000, seed=31)
-    first = aggregate(contributions, rule=ROBUST, seed=b"s", recent_norms=())
+    first = aggregated(contributions, ROBUST)
     Random(31).shuffle(contributions)
-    again = aggregate(contributions, rule=ROBUST, seed=b"s", recent_norms=())
+    again = aggregated(contributions, ROBUST)
     assert torch.equal(first.update_P, again.update_P)
 
 
@@ -170,7 +182,7 @@ def test_contributions_are_not_changed():
     contributions = contributions_of(7, 5000, seed=32)
     before = [c.clone() for c in contributions]
     for rule in RULES:
-        aggregate(contributions, rule=rule, seed=b"s", recent_norms=(1, 1, 1))
+        aggregated(contributions, rule, recent_norms=(1, 1, 1))
     assert all(torch.equal(a, b) for a, b in zip(contributions, before, strict=True))
 
 
@@ -179,17 +191,17 @@ def test_norms_outside_a_quarter_and_four_times_the_median_are_refused():
         return torch.tensor([length, 0], dtype=torch.int32)
 
     lengths = [1000, 1000, 1000, 0, 249, 250, 4000, 4020, 1000]
-    result = aggregate([vector(n) for n in lengths], rule=ROBUST, seed=b"", recent_norms=())
+    result = aggregated([vector(n) for n in lengths], ROBUST)
     assert result.refused == ((3, "norm"), (4, "norm"), (7, "norm"))
     assert result.update_P.tolist() == [1000, 0]
     assert scale_factors([1, 100], ROBUST) == [FACTOR_ONE, None]
 
 
 def test_no_contribution_at_all_is_a_null_update():
-    nothing = aggregate([], rule=ROBUST, seed=b"", recent_norms=())
+    nothing = aggregated([], ROBUST)
     assert (nothing.update_P.numel(), nothing.norm, nothing.refused) == (0, 0, ())
     zeros = [torch.zeros(9, dtype=torch.int32)] * 4
-    refused = aggregate(zeros, rule=ROBUST, seed=b"", recent_norms=(5, 5, 5))
+    refused = aggregated(zeros, ROBUST, recent_norms=(5, 5, 5))
     assert not refused.update_P.any()
     assert refused.norm == 0
     assert [index for index, _ in refused.refused] == [0, 1, 2, 3]
@@ -197,15 +209,15 @@ def test_no_contribution_at_all_is_a_null_update():
 
 def test_the_result_is_at_most_twice_as_long_as_the_recent_updates():
     contributions = contributions_of(7, 5000, seed=33)
-    free = aggregate(contributions, rule=ROBUST, seed=b"s", recent_norms=())
+    free = aggregated(contributions, ROBUST)
     recent = (free.norm // 10, free.norm // 5, free.norm)
-    capped = aggregate(contributions, rule=ROBUST, seed=b"s", recent_norms=recent)
+    capped = aggregated(contributions, ROBUST, recent_norms=recent)
     assert capped.norm == pytest.approx(2 * (free.norm // 5), rel=1e-3)
     expected = [
         v * ((2 * (free.norm // 5) << 32) // free.norm) >> 32 for v in free.update_P.tolist()
     ]
     assert capped.update_P.tolist() == expected
-    two = aggregate(contributions, rule=ROBUST, seed=b"s", recent_norms=recent[:2])
+    two = aggregated(contributions, ROBUST, recent_norms=recent[:2])
     assert torch.equal(two.update_P, free.update_P)
 
 

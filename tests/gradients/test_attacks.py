@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from peerformer.gradients.aggregate import aggregate
-from peerformer.gradients.compress import decode, encode
+from peerformer.gradients.compress import encode, read
 from peerformer.gradients.fixed_point import AgreedState, outer_step, to_float
 from peerformer.gradients.rules import Rule
 
@@ -53,7 +53,7 @@ def loss_left(attack, rule, seed):
         for index, update in enumerate(updates):
             encoded = encode(update, residuals[index], codec=CODEC, feedback=1.0)
             residuals[index] = encoded.residual_P
-            contributions.append(decode(encoded.blob, SIZE, CODEC))
+            contributions.append(read(encoded.blob, SIZE, CODEC))
         outcome = aggregate(
             contributions,
             rule=Rule.named(rule),

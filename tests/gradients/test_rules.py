@@ -8,14 +8,10 @@ import pytest
 import torch
 
 from peerformer.gradients import weights
-from peerformer.gradients.aggregate import (
-    CONTRIBUTIONS_MAX,
-    aggregate,
-    combine_reference,
-    plan_for,
-    scale_factors,
-)
+from peerformer.gradients.aggregate import aggregate, plan_for, scale_factors
+from peerformer.gradients.combine import CONTRIBUTIONS_MAX, combine_reference
 from peerformer.gradients.compress import VALUE_MAX
+from peerformer.gradients.contribution import Contribution
 from peerformer.gradients.fixed_point import CHUNK, norm
 from peerformer.gradients.rules import FACTOR_ONE, PARTS, SHORT, Rule
 
@@ -38,6 +34,11 @@ def contributions_of(K, size, seed, spread=2.0, scale=50_000):
     common = generator.normal(size=size)
     rows = [(common + spread * generator.normal(size=size)) * scale for _ in range(K)]
     return [torch.from_numpy(np.clip(np.rint(r), -VALUE_MAX, VALUE_MAX).astype("i4")) for r in rows]
+
+
+def aggregated(values, rule):
+    given = [Contribution.of(value) for value in values]
+    return aggregate(given, rule=rule, seed=b"s", recent_norms=())
 
 
 def squares_of(points):
@@ -144,12 +145,11 @@ def test_centred_clipping_takes_steps_that_no_liar_lengthens():
 
 
 def plain(contributions, rule, seed):
-    values = [c.numpy() for c in contributions]
     norms = [norm(contribution) for contribution in contributions]
-    factors = scale_factors(norms, rule) if rule.norms else [FACTOR_ONE] * len(values)
-    kept = [i for i in range(len(values)) if factors[i]]
-    chosen, factors = [values[i] for i in kept], [factors[i] for i in kept]
-    plan = plan_for(chosen, factors, rule, seed)
+    factors = scale_factors(norms, rule) if rule.norms else [FACTOR_ONE] * len(contributions)
+    kept = [i for i in range(len(contributions)) if factors[i]]
+    chosen, factors = [contributions[i] for i in kept], [factors[i] for i in kept]
+    plan = plan_for([Contribution.of(value) for value in chosen], factors, rule, seed)
     return combine_reference([value.tolist() for value in chosen], factors, plan)
 
 
@@ -158,7 +158,7 @@ def plain(contributions, rule, seed):
 def test_the_fast_rule_equals_the_plain_one(name, K):
     contributions, rule = contributions_of(K, 200, seed=K), Rule.named(name)
     before = [contribution.clone() for contribution in contributions]
-    result = aggregate(contributions, rule=rule, seed=b"s", recent_norms=())
+    result = aggregated(contributions, rule)
     assert result.update_P.tolist() == plain(contributions, rule, b"s")
     assert all(torch.equal(a, b) for a, b in zip(contributions, before, strict=True))
 
@@ -166,7 +166,7 @@ def test_the_fast_rule_equals_the_plain_one(name, K):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_fast_rule_equals_the_plain_one_across_chunks(name):
     contributions, rule = contributions_of(5, CHUNK + 77, seed=11), Rule.named(name)
-    result = aggregate(contributions, rule=rule, seed=b"s", recent_norms=())
+    result = aggregated(contributions, rule)
     assert result.update_P.tolist() == plain(contributions, rule, b"s")
 
 
@@ -180,15 +180,15 @@ def test_the_largest_values_of_the_most_contributions_do_not_overflow(name, K):
     quiet[:3], quiet[3] = VALUE_MAX, -VALUE_MAX
     contributions = [loud] * (K - K // 4) + [quiet] * (K // 4)
     rule = Rule.named(name)
-    result = aggregate(contributions, rule=rule, seed=b"s", recent_norms=())
+    result = aggregated(contributions, rule)
     assert result.update_P.tolist() == plain(contributions, rule, b"s")
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "bucketing" not in n])
 def test_who_comes_first_does_not_matter(name):
     contributions, rule = contributions_of(7, 3_000, seed=31), Rule.named(name)
-    first = aggregate(contributions, rule=rule, seed=b"s", recent_norms=())
-    again = aggregate(contributions[::-1], rule=rule, seed=b"s", recent_norms=())
+    first = aggregated(contributions, rule)
+    again = aggregated(contributions[::-1], rule)
     near = (first.update_P - again.update_P).abs().max()  # Weiszfeld's divisions round
     assert near <= (0 if rule.final not in ("geometric-median", "centred-clipping") else 50)
 
@@ -203,7 +203,7 @@ def test_two_of_seven_that_send_the_opposite_tenfold_are_withstood(name):
 
     def error(name):
         rule = Rule.named(name)
-        result = aggregate([*liars, *honest], rule=rule, seed=b"s", recent_norms=())
+        result = aggregated([*liars, *honest], rule)
         return float((result.update_P.double() - wanted).norm() / wanted.norm())
 
     print(name, error(name), "mean", error("mean"))
@@ -219,7 +219,7 @@ def test_norm_clipping_shortens_and_never_refuses():
 
 
 def test_pairs_are_drawn_by_the_seed_and_hold_everybody_once():
-    values = [c.numpy() for c in contributions_of(7, 50, seed=1)]
+    values = [Contribution.of(c) for c in contributions_of(7, 50, seed=1)]
     plans = [
         plan_for(values, [FACTOR_ONE] * 7, Rule.named("bucketing+mean"), bytes([seed]))
         for seed in range(20)
