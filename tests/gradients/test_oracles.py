@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from peerformer.gradients.aggregate import aggregate
+from peerformer.gradients.contribution import Contribution
 from peerformer.gradients.rules import Rule
 
 SEED = b"\x07" * 32
@@ -45,7 +46,7 @@ def contributions(K: int, liars: int = 0) -> np.ndarray:
 
 
 def ours(rule: str, rows: np.ndarray) -> np.ndarray:
-    values = [torch.from_numpy(row.astype("i4")) for row in rows]
+    values = [Contribution.of(torch.from_numpy(row.astype("i4"))) for row in rows]
     named = Rule.named(rule)
     return aggregate(values, rule=named, seed=SEED, recent_norms=()).update_P.numpy()
 
