@@ -62,10 +62,10 @@ class TensorBench:
         self.on_trained(round_number, made.loss, made.tokens)
         return Made(made.blob, made.record, made.tokens)
 
-    def check(self, blob: bytes, score_seed: bytes | None) -> Checked:
+    def check(self, blob: bytes, score_seed: bytes | None, key: bytes) -> Checked:
         """Decode and score a contribution."""
-        fault, score = self.replica.check(blob, score_seed)
-        return Checked(fault, score, malformed=fault is not None)
+        found = self.replica.check(blob, score_seed, key)
+        return Checked(found.fault, found.score, found.fault is not None, found.alike)
 
     def repeat(
         self, work: Repeat, blob: bytes, record: bytes, should_stop: Callable[[], bool]

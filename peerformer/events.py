@@ -216,6 +216,16 @@ class PeerAudited(_Record, frozen=True):
     why: str
 
 
+class ContributionsAlike(_Record, frozen=True):
+    """A contribution points where another one does: one of both may be a copy. No proof."""
+
+    round: int
+    peer: str
+    name: str
+    other: str
+    other_name: str
+
+
 class PeerConnected(_Record, frozen=True):
     """An encrypted connection to a peer stands."""
 
@@ -330,6 +340,7 @@ Event = (
     | PeerReturned
     | PeerStruck
     | PeerAudited
+    | ContributionsAlike
     | PeerConnected
     | PeerDisconnected
     | SyncStarted

@@ -72,8 +72,11 @@ class Bench(Protocol):
     def train(self, round_number: int, seed: bytes, should_stop: Callable[[], bool]) -> Made | None:
         """Run the local steps from the agreed state; None if nothing is fit to be sent."""
 
-    def check(self, blob: bytes, score_seed: bytes | None) -> Checked:
-        """Decode a contribution and, given a seed, score it on held-out text."""
+    def check(self, blob: bytes, score_seed: bytes | None, key: bytes) -> Checked:
+        """Decode a contribution and, given a seed, score it on held-out text.
+
+        `key` names it where it is told which contribution another is like.
+        """
 
     def repeat(
         self, work: Repeat, blob: bytes, record: bytes, should_stop: Callable[[], bool]
@@ -137,12 +140,12 @@ class Peer:
                 blob = self.blobs.get(key)
                 if blob is None or len(blob) != size:
                     return Checked("it is gone", None)
-                return self.bench.check(blob, score_seed)
+                return self.bench.check(blob, score_seed, key)
             case Inspect(exhibit):
                 blob = self.blobs.get(exhibit.blob_hash)
                 if blob is None or not is_exhibit(blob, exhibit, self.machine.chain.chain_id):
                     return None
-                return self.bench.check(blob, None)
+                return self.bench.check(blob, None, exhibit.blob_hash)
             case Repeat():
                 return self._repeat(work, should_stop)
             case Apply(number, contributions, seed):

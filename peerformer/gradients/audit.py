@@ -8,6 +8,8 @@ not know what follows from a judgement: majorities and evidence are the protocol
 Shape suffix: `P` parameters.
 """
 
+import secrets
+from dataclasses import dataclass, field
 from math import isfinite, isqrt
 
 from torch import Tensor
@@ -15,7 +17,45 @@ from torch import Tensor
 from peerformer.gradients.compress import BlobError, check
 from peerformer.gradients.fixed_point import INT32_MAX, INT32_MIN, dot, norm
 
-__all__ = ["check_bounds", "norm", "score_micronats", "similarity_permille"]
+__all__ = ["Samples", "check_bounds", "norm", "score_micronats", "similarity_permille"]
+
+SAMPLES_MAX = 1 << 18
+ALIKE_PERMILLE = 980  # honest work on other data stays below, but for the first rounds of a run
+
+
+@dataclass(slots=True)
+class Samples:
+    """A secret share of the values of contributions, to find those that are copies of others.
+
+    A copy is not byte for byte one (the hash of a contribution is keyed), but it is as long and
+    points the same way. Which values are compared nobody else knows, so none can be spared.
+
+    Attributes:
+        P: values of a contribution.
+        start: the first one that is looked at.
+        kept: what was looked at, by whose it is.
+    """
+
+    P: int
+    start: int = field(default_factory=lambda: secrets.randbelow(1 << 30))
+    kept: dict[bytes, Tensor] = field(default_factory=dict)
+
+    def alike(self, key: bytes, value_P: Tensor) -> bytes | None:
+        """Keep a contribution, int32 (P,); returns whose it is like, of those kept before."""
+        stride = -(-self.P // SAMPLES_MAX)
+        mine = value_P[self.start % stride :: stride].clone()
+        found = [
+            (similarity_permille(mine, other), whose)
+            for whose, other in self.kept.items()
+            if whose != key
+        ]
+        self.kept[key] = mine
+        closest, whose = max(found, default=(0, b""))
+        return whose if closest >= ALIKE_PERMILLE else None
+
+    def forget(self) -> None:
+        """Begin a new round."""
+        self.kept.clear()
 
 
 def check_bounds(blob: bytes | memoryview, P: int, codec: str) -> str | None:

@@ -26,6 +26,7 @@ SHOWN = (
     events.PeerReturned,
     events.PeerStruck,
     events.PeerAudited,
+    events.ContributionsAlike,
     events.PeerEvicted,
     events.PeerQuarantined,
     events.PeerConnected,
@@ -211,6 +212,8 @@ def _words(event: events.Event) -> str:
             return f"{event.name} is back and votes again"
         case events.PeerStruck():
             return f"{event.name} gets a strike: {event.reason}"
+        case events.ContributionsAlike():
+            return f"round {event.round}: {event.name} sends what {event.other_name} sends"
         case events.PeerAudited():
             able = "could" if event.passed else "could not"
             return f"round {event.round}: {able} repeat the training of {event.name}: {event.why}"

@@ -213,10 +213,25 @@ class Collection:
             self.outbox.report(
                 events.Misbehaved(peer=author.hex(), name=name, reason=f"blob: {result.fault}")
             )
+        if result.alike is not None:
+            self._report_alike(author, result.alike)
         if not self.attested and (result.fault is None or result.malformed):
             holds, score = result.fault is None, result.score
             self.judgements[author] = Judgement(author, work.blob_hash, work.size, holds, score)
         self._attest_when_all_judged(now)
+
+    def _report_alike(self, author: bytes, key: bytes) -> None:
+        hashes = {said.blob_hash: peer for peer, said in self.contributions.items()}
+        other = hashes.get(key, self.me)
+        self.outbox.report(
+            events.ContributionsAlike(
+                round=self.number,
+                peer=author.hex(),
+                name=name_of(author),
+                other=other.hex(),
+                other_name=name_of(other),
+            )
+        )
 
     def _attest_when_all_judged(self, now: float) -> None:
         if self.revealed and not self.attested and not self.waiting_for:

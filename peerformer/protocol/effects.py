@@ -75,12 +75,14 @@ class Checked:
     """`fault` is None for what decodes; `score` is in micro-nats, positive is better.
 
     `malformed`: the bytes are there and encode no contribution, as everybody finds who looks. Any
-    other fault is this machine's own, and says nothing about anybody.
+    other fault is this machine's own, and says nothing about anybody. `alike`: the hash of another
+    contribution that it is a copy of, by all that was compared; empty for this peer's own.
     """
 
     fault: str | None
     score: int | None
     malformed: bool = False
+    alike: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

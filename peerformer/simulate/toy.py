@@ -64,7 +64,7 @@ class ToyBench:
         passed = blob == PLAIN + _trained(state, work.seed, record)
         return Audited(passed=passed, why="the same" if passed else "another")
 
-    def check(self, blob: bytes, score_seed: bytes | None) -> Checked:
+    def check(self, blob: bytes, score_seed: bytes | None, key: bytes) -> Checked:
         """Refuse what does not begin as a toy blob does, and score poison as harmful."""
         mark = blob[: len(PLAIN)]
         if len(blob) != BLOB_SIZE_BYTES or mark not in (PLAIN, POISON):

@@ -62,7 +62,7 @@ from torch import Tensor, nn
 from peerformer.config import Config
 from peerformer.data.batches import Batches
 from peerformer.gradients.aggregate import aggregate
-from peerformer.gradients.audit import check_bounds, score_micronats
+from peerformer.gradients.audit import Samples, check_bounds, score_micronats
 from peerformer.gradients.compress import decode, encode, read
 from peerformer.gradients.fixed_point import AgreedState, Layout, outer_step, to_fixed, to_float
 from peerformer.train import poison
@@ -78,6 +78,7 @@ TRIAL_STEP = 0.2  # a contribution is scored at a fifth of its step: a full one 
 OUTLIER_FACTOR = 8.0  # an update this much longer than the last ones is not sent
 OUTLIER_HISTORY = 16
 STATES_KEPT = 3  # for auditors: those that the last rounds departed from
+MINE = b""  # the key of one's own contribution among those of a round
 UPDATES_KEPT = 8  # by a liar, to replay them or to know its spread
 STEPS_AGE_MAX = 2  # rounds between the state that a step departed from and the one it is added to
 
@@ -90,6 +91,15 @@ class Contribution:
     record: bytes  # what it departed from, for auditors; empty if there are none
     tokens: int
     loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Why a contribution does not decode, or its score in micro-nats, and which one it is like."""
+
+    fault: str | None
+    score: int | None = None
+    alike: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -149,6 +159,7 @@ class AgreedReplica:
     trained_before: list[Tensor] = field(default_factory=list)  # by a liar, oldest first
     on_update: Callable[[int, Tensor], None] = lambda *_: None  # an honest one, in the simulator
     honest_updates: Callable[[int], list[Tensor]] = lambda _: []  # what a liar got hold of
+    samples: Samples = field(init=False)  # of this round's contributions
     loss_before: dict[bytes, float] = field(default_factory=dict)
     last_loss: float = float("nan")
     between_layers: Callable[[], None] = lambda: None  # called within a step, forward and backward
@@ -157,6 +168,7 @@ class AgreedReplica:
         """Build the optimizer and the flat view of the parameters."""
         parameters = dict(self.model.named_parameters())
         self.layout = Layout.of(parameters)
+        self.samples = Samples(self.layout.size)
         optimizer = build_optimizer(self.model, self.config.optimizer)
         self.replica = Replica(
             self.model,
@@ -265,6 +277,7 @@ class AgreedReplica:
         record = self.departure.record(unsent_P) if self.departure else b""
         encoded = encode(delta_P, unsent_P, codec=swarm.codec, feedback=swarm.feedback)
         self.feedback.sent(round_number, residual_P=encoded.residual_P, whole_P=delta_P)
+        self.samples.alike(MINE, decode(encoded.blob, self.layout.size, swarm.codec))
         return Contribution(encoded.blob, record, tokens, self.last_loss)
 
     def _poisoned(self, round_number: int, own_P: Tensor) -> Tensor:
@@ -283,13 +296,21 @@ class AgreedReplica:
 
     # --- judging -------------------------------------------------------------------------------
 
-    def check(self, blob: bytes, score_seed: bytes | None) -> tuple[str | None, int | None]:
-        """Return why a contribution does not decode, or None, and its score in micro-nats."""
+    def check(self, blob: bytes, score_seed: bytes | None, key: bytes) -> Judged:
+        """Judge a contribution; its score and likeness only with a seed.
+
+        Args:
+            blob: its bytes.
+            score_seed: draws the held-out text.
+            key: names it among those of the round; MINE is this peer's own.
+        """
         size, codec = self.layout.size, self.config.swarm.codec
         fault = check_bounds(blob, size, codec)
         if fault is not None or score_seed is None:
-            return fault, None
-        return None, self._score(to_float(decode(blob, size, codec)), score_seed)
+            return Judged(fault)
+        contribution_P = decode(blob, size, codec)
+        alike = self.samples.alike(key, contribution_P)
+        return Judged(None, self._score(to_float(contribution_P), score_seed), alike)
 
     def _score(self, update_P: Tensor, score_seed: bytes) -> int:
         """Return by how much a fraction of an update lowers the held-out loss, in micro-nats."""
@@ -360,6 +381,7 @@ class AgreedReplica:
             self.departed_from = {n: self.departed_from[n] for n in kept if n in self.departed_from}
             self.departed_from[round_number + 1] = state.theta_P
         self.loss_before = {}
+        self.samples.forget()
         if accepted is None:
             self.feedback.forget()
             self.local = None

@@ -2,8 +2,16 @@
 
 import pytest
 import torch
+from torch import Tensor
 
-from peerformer.gradients.audit import check_bounds, norm, score_micronats, similarity_permille
+from peerformer.gradients.audit import (
+    SAMPLES_MAX,
+    Samples,
+    check_bounds,
+    norm,
+    score_micronats,
+    similarity_permille,
+)
 from peerformer.gradients.compress import encoded_size
 from peerformer.gradients.fixed_point import INT32_MAX, INT32_MIN
 
@@ -53,3 +61,29 @@ def test_the_extremes_do_not_overflow():
 )
 def test_a_score_is_the_gain_in_micronats_within_32_bits(before, after, score):
     assert score_micronats(before, after) == score
+
+
+def test_a_copy_is_told_from_honest_work_by_the_values_that_nobody_else_knows() -> None:
+    seed = 9
+    print("seed", seed)
+    generator = torch.Generator().manual_seed(seed)
+    common_P = torch.randn(600_000, generator=generator)
+
+    def honest() -> Tensor:
+        mine_P = common_P + 0.5 * torch.randn(600_000, generator=generator)
+        return (mine_P * 10_000).round().int()  # a cosine of 0.8 with each other
+
+    samples = Samples(600_000)
+    one_P, two_P = honest(), honest()
+    assert samples.alike(b"one", one_P) is None and samples.alike(b"two", two_P) is None
+    nearly_P = one_P + (torch.randn(600_000, generator=generator) * 1_000).round().int()
+    assert samples.alike(b"copy", nearly_P) == b"one"
+    assert samples.alike(b"longer", 3 * two_P) == b"two"
+    assert samples.alike(b"one", one_P) == b"copy"  # not of itself, but of its copy
+    assert samples.alike(b"against", -two_P) is None
+    assert samples.alike(b"nothing", torch.zeros_like(one_P)) is None
+    assert Samples(600_000).start != samples.start  # drawn by each peer for itself
+    samples.forget()
+    assert samples.alike(b"copy", nearly_P) is None
+    kept = sum(value_P.numel() for value_P in samples.kept.values())
+    assert kept <= SAMPLES_MAX

@@ -74,7 +74,7 @@ class CodedBench(ToyBench):
         blob = bytes(ceil(PARAMETERS / BLOCK)) + quiet
         return Made(blob + bytes(SIZE - len(blob)), b"", 100)
 
-    def check(self, blob: bytes, score_seed: bytes | None) -> Checked:
+    def check(self, blob: bytes, score_seed: bytes | None, key: bytes) -> Checked:
         fault = check_bounds(blob, PARAMETERS, CODEC)
         score = None if score_seed is None or fault else 10_000
         return Checked(fault, score, malformed=fault is not None)

@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor
 
 from peerformer.adversary import POISONS
-from peerformer.events import SyncFinished
+from peerformer.events import ContributionsAlike, SyncFinished
 from peerformer.interface.cli import main
 from peerformer.protocol.merkle import state_root
 from peerformer.protocol.refusals import HARMFUL
@@ -169,3 +169,20 @@ def test_an_attacker_knows_what_the_honest_trained_before_it_sends(
     assert Troubled(5, plan).run().violation is None
     print(heard)
     assert len(heard) >= 4 and heard.count(3) >= 0.7 * len(heard)
+
+
+@pytest.mark.parametrize("liars", [(), (("mimic",),)], ids=["honest", "mimic"])
+def test_who_sends_what_another_sends_is_noticed_and_nobody_else(
+    liars: tuple[tuple[str, ...], ...],
+) -> None:
+    troubled = Troubled(3, Plan("calm", liars, 5, rounds=3, replica="real"))
+    assert troubled.run().violation is None
+    copiers = {host.me.hex() for host in troubled.world.hosts if host.attacks}
+    told = [
+        event
+        for host in troubled.world.honest()
+        for event in host.reports
+        if isinstance(event, ContributionsAlike)
+    ]
+    assert bool(told) == bool(liars)
+    assert all(copiers & {event.peer, event.other} for event in told)

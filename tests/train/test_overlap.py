@@ -395,7 +395,7 @@ def test_a_state_adopted_in_the_middle_of_a_step_moves_the_model_after_it(moment
         def between_layers(one=one, other=other, swarm=swarm, calls=calls, within=within) -> None:  # type: ignore[no-untyped-def]
             calls.append(torch.is_grad_enabled())
             if within and len(calls) == moment:
-                assert one.check(swarm.made[1].blob, b"q" * 32)[0] is None
+                assert one.check(swarm.made[1].blob, b"q" * 32, b"k").fault is None
                 swarm.adopt(0)
 
         one.between_layers = between_layers

@@ -86,6 +86,7 @@ _CONDUCT = (
     events.ContributionRefused,
     events.Misbehaved,
     events.PeerAudited,
+    events.ContributionsAlike,
     events.PeerQuarantined,
     events.PeerEvicted,
     events.PeerStruck,
