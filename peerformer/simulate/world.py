@@ -196,9 +196,11 @@ class World:
         self.boot(host.index)
 
     def _participant(self, host: Host, peer: Peer) -> Participant:
-        for name in (*POISONS, "garbage"):
+        if "garbage" in host.attacks:
+            return corrupt(peer, "garbage")
+        for name in POISONS:
             if name in host.attacks:
-                return corrupt(peer, name)
+                corrupt(peer, name)
         lies = tuple(name for name in host.attacks if name not in NO_LIES)
         return (
             Byzantine(peer, lies, Random(f"{self.seed}/{host.index}"), self.plot) if lies else peer
