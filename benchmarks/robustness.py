@@ -47,9 +47,7 @@ def run(grid: Grid, out: Path, *, jobs: int = 1, docs: Path | None = None) -> Re
     try:
         import matplotlib  # noqa: F401  # before the hours, not after them
     except ImportError as error:
-        raise ConfigError(
-            "the heat map needs matplotlib", hint="pip install matplotlib"
-        ) from error
+        raise ConfigError("the heat map needs matplotlib", hint="pip install matplotlib") from error
     results = Results(out / "cells.csv", grid.version())
     cells = grid.cells()
     missing = [cell for cell in cells if cell not in results.rows]
