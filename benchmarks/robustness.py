@@ -72,7 +72,8 @@ def run(grid: Grid, out: Path, *, jobs: int = 1, docs: Path | None = None) -> Re
 def _timed(cell: Cell, grid: Grid) -> Row:
     began = time.perf_counter()
     learned, broke = run_cell(cell, grid.rounds, grid.inner_steps)
-    bits = learned.bits_per_byte[-1] if learned.bits_per_byte and not broke else None
+    reached = len(learned.bits_per_byte) >= grid.rounds and not broke
+    bits = learned.bits_per_byte[grid.rounds - 1] if reached else None
     return Row(
         math.nan if bits is None else round(bits, 6),
         round(learned.bytes_sent_a_peer),

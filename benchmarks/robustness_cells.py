@@ -17,7 +17,7 @@ from peerformer.simulate.cell import NO_ATTACK, Cell
 from peerformer.simulate.learning import Learning
 from peerformer.train.recipe import recipe_bytes
 
-VERSION = 1  # of what a row means; also to be raised when rules, codecs or attacks change
+VERSION = 2  # of what a row means; also to be raised when rules, codecs or attacks change
 ATTACKS = (NO_ATTACK, *POISONS, "sign-flip+lying-scorer")
 PLAIN = "mean"
 

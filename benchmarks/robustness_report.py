@@ -137,7 +137,7 @@ def heat_map(grid: Grid, rows: dict[Cell, Row], out: Path) -> None:
         drawn = panel.imshow(shares, cmap="cividis", vmin=0, vmax=10, aspect="auto")
         for y, x in product(range(len(grid.attacks)), range(len(columns))):
             share = shares[y][x]
-            text = f"{share:+.1f}" if math.isfinite(share) else "–"
+            text = percent(share / 100) if math.isfinite(share) else "–"
             worse = not share <= 100 * WITHSTOOD
             colour = "black" if share > 5 else "white"
             weight = "bold" if worse else "normal"

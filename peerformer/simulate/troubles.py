@@ -389,12 +389,16 @@ class Troubled:
             self.world.run(seconds=PATIENCE_SECONDS, until=lambda: len(decided) >= rounds)
 
     def _learn(self) -> None:
-        """Run exactly so many rounds; in calm there is nothing to recover from."""
-        decided, rounds = self.world.invariants.decided, self.plan.rounds
+        """Run until an honest peer has so many rounds; in calm there is nothing to recover from."""
+        rounds = self.plan.rounds
         assert rounds is not None
         seconds = rounds * ROUND_SECONDS_MAX
-        if not self.world.run(seconds=seconds, until=lambda: len(decided) >= rounds):
-            what = f"{len(decided)} of {rounds} rounds decided in {seconds:.0f} s"
+
+        def newest() -> int:
+            return max(self.world.tip(index) for index in self.honest)
+
+        if not self.world.run(seconds=seconds, until=lambda: newest() >= rounds):
+            what = f"{newest()} of {rounds} rounds decided in {seconds:.0f} s"
             self.world.invariants.fail("what is honest goes on", what)
 
     def _plays(self) -> bool:
