@@ -45,6 +45,10 @@ COMMANDS = {
     ),
 }
 GROUPS = {
+    "bench": (
+        "Measure, in a source tree.",
+        {"robustness": ("bench:robustness", "Attacks against rules and codecs, as a table.")},
+    ),
     "config": (
         "Show, check and describe settings.",
         {

@@ -32,5 +32,7 @@ def misreport(world: World) -> None:
     liars = [host for host in world.hosts if host.attacks]
     if world.limits.audit_permille and liars:
         if len(liars) > 1 and random.random() < 0.5:
-            liars.pop(random.randrange(len(liars))).attacks = (random.choice((*IDLE, WITHHOLDS)),)
+            lazy = liars.pop(random.randrange(len(liars)))
+            lazy.attacks = (random.choice((*IDLE, WITHHOLDS)),)
+            del world.plot.keys[lazy.me]  # it keeps its key to itself: nobody votes twice with it
         random.choice(liars).attacks += (FALSE_FINDING,)

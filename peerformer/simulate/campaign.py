@@ -3,10 +3,13 @@
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import isfinite
 from statistics import mean
 
 from peerformer.simulate.invariants import Violation
-from peerformer.simulate.troubles import Outcome, Plan, Troubled
+from peerformer.simulate.learned import Learned
+from peerformer.simulate.plan import Plan
+from peerformer.simulate.troubles import Outcome, Troubled
 from peerformer.simulate.twins import Twinned
 
 FORK = ("one decision per round", "equal header, equal state")
@@ -23,7 +26,7 @@ class Tally:
     rounds_decided: int = 0
     views: Counter[int] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
-    bits_per_byte: list[tuple[float | None, ...]] = field(default_factory=list)  # a world each
+    learned: list[Learned] = field(default_factory=list)  # in real worlds
     violations: list[Violation] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
@@ -32,8 +35,8 @@ class Tally:
         self.rounds_decided += outcome.rounds_decided
         self.views += outcome.views
         self.counts += outcome.counts
-        if outcome.bits_per_byte:
-            self.bits_per_byte.append(outcome.bits_per_byte)
+        if outcome.learned is not None:
+            self.learned.append(outcome.learned)
         if outcome.violation is not None:
             self.violations.append(outcome.violation)
 
@@ -41,14 +44,21 @@ class Tally:
         """Return how often one of these invariants was broken."""
         return sum(violation.invariant in invariants for violation in self.violations)
 
-    def validation(self) -> dict[str, list[float | None]]:
-        """Return the mean over the worlds after each round that all of them decided."""
+    def learning(self) -> dict[str, object]:
+        """Return what real worlds learned; bits are the mean after rounds that all decided."""
+        if not self.learned:
+            return {}
         columns = [
-            [bits for bits in column if bits is not None]
-            for column in zip(*self.bits_per_byte, strict=False)
+            [bits for bits in column if bits is not None and isfinite(bits)]
+            for column in zip(*(one.bits_per_byte for one in self.learned), strict=False)
         ]
         means = [round(mean(column), 4) if column else None for column in columns]
-        return {"validation_bits_per_byte": means} if means else {}
+        return {
+            "validation_bits_per_byte": means,
+            "bytes_sent_a_peer": round(mean(one.bytes_sent_a_peer for one in self.learned)),
+            "honest_contributions_refused": sum(one.honest_refused for one in self.learned),
+            "liars_contributions_counted": sum(one.liars_counted for one in self.learned),
+        }
 
     def as_json(self, seconds: float) -> dict[str, object]:
         """Return the whole as one object."""
@@ -65,7 +75,7 @@ class Tally:
             "partitions": 0,
             "byzantine_acts": 0,
             **counts,
-            **self.validation(),
+            **self.learning(),
             "views": {str(view): count for view, count in sorted(self.views.items())},
             "violations": [
                 {"seed": v.seed, "invariant": v.invariant, "what": v.what} for v in self.violations

@@ -2,17 +2,18 @@
 
 Everything is what a node runs: local steps, 8-bit contributions with error feedback, scores on
 held-out text, integer aggregation, states in proven chunks. Only the sizes are small and the
-tokens are bytes. Each host has a text of its own, made from the seed and its key; a crash costs it
-the optimizer's state. Each state that becomes agreed on a host is measured there, and all hosts
-must find the same.
+tokens are bytes. With a `Learning` all hosts share one text, of which the beacon assigns each its
+windows, or each has one of its own; without, each has a few stories made from the seed and its key.
+A crash costs a host the optimizer's state. Each state that becomes agreed on a host is measured,
+equal bytes once, and all hosts must find the same.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from blake3 import blake3
 from torch import Tensor
 
 from peerformer.bench import ServedState, TensorBench
@@ -24,21 +25,21 @@ from peerformer.config import (
     TrainingConfig,
 )
 from peerformer.data.batches import Batches
-from peerformer.data.shards import ShardSet
 from peerformer.data.synthetic import synthetic_documents
 from peerformer.gradients.compress import encoded_size
 from peerformer.gradients.fixed_point import AgreedState
 from peerformer.model.transformer import Transformer, initialise
 from peerformer.protocol.identity import hash_of
+from peerformer.simulate import texts
 from peerformer.simulate.invariants import Violation
+from peerformer.simulate.learning import END_OF_TEXT, VOCAB_SIZE, Learning
 from peerformer.train.agreed import AgreedReplica, initial_state
 from peerformer.train.evaluate import evaluate
 from peerformer.train.recipe import recipe_bytes, recipe_config
 
-END_OF_TEXT = 256  # after the bytes
-VOCAB_SIZE = 257
 STORIES_A_HOST, STORIES_HELD_OUT = 24, 12  # some 400 bytes each
 VALIDATION_SEQUENCES = 16
+VALIDATION_SEQUENCES_LEARNING = 128  # differences of a hundredth are looked for
 TINY = Config(
     size="nano",
     model=ModelConfig(
@@ -60,23 +61,36 @@ TINY = Config(
 class RealReplicas:
     """What a world needs to know of its benches: these hold tensors."""
 
-    def __init__(self, seed: int, staleness: int = 0, *, audited: bool = False) -> None:
+    def __init__(
+        self,
+        seed: int,
+        staleness: int = 0,
+        learning: Learning | None = None,
+        *,
+        audited: bool = False,
+    ) -> None:
         """Make the first model and the held-out text of a seed; with audits, one text for all."""
         torch.set_num_threads(1)  # such small tensors are only slower on more
-        self.seed = seed
+        self.seed, self.learning = seed, learning
         config = replace(
             TINY,
             training=replace(TINY.training, seed=seed),
-            swarm=replace(TINY.swarm, staleness=staleness, audits=float(audited)),
+            swarm=replace(TINY.swarm, staleness=staleness),
         )
+        if learning is not None:
+            config = learning.config(seed, staleness)
+        config = replace(config, swarm=replace(config.swarm, audits=float(audited)))
         self.recipe = recipe_bytes(config)
         self.config = recipe_config(self.recipe, threads=1)
         model = Transformer(self.config.model)
         initialise(model, seed)
         self.first = initial_state(model)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.held_out = self._text("held out", STORIES_HELD_OUT)
+        self.kinds: dict[bytes, str] = {}  # of the texts of hosts that have unlike ones
+        self.shared = self._batches(texts.documents(texts.PROSE)[0]) if learning else None
+        self.held_out = self._held_out()
         self.bits_per_byte: dict[int, float] = {}  # of the agreed state, by round
+        self.measured: dict[int, bytes] = {}  # the state root that this was found of
         self.updates: dict[int, list[Tensor]] = {}  # of honest peers, by round: liars see them
 
     @property
@@ -96,8 +110,7 @@ class RealReplicas:
     def bench(self, me: bytes, life: int, *, poisons: bool) -> TensorBench:
         """Return a bench at round 0; one that poisons sends the opposite of what it trained."""
         model, scorer = Transformer(self.config.model), Transformer(self.config.model)
-        shared = self.config.swarm.audits > 0
-        text = self._text("all" if shared else me.hex(), STORIES_A_HOST)
+        text = self._text(me)
         state = AgreedState.from_bytes(self.first_state(), self.parameters)
         replica = AgreedReplica(self.config, model, scorer, state, text, self.held_out)
         replica.on_update = self._note_update
@@ -115,28 +128,46 @@ class RealReplicas:
         self.updates.setdefault(number, []).append(update_P)
         self.updates.pop(number - 2, None)
 
-    def _text(self, whose: str, stories: int) -> Batches:
-        """Make stories of the seed and a name into bytes with their ends marked."""
+    def _text(self, me: bytes) -> Batches:
+        """Return what a host trains on."""
+        if self.learning is None or self.shared is None:
+            whose = "all" if self.config.swarm.audits else me.hex()
+            return self._stories(whose, STORIES_A_HOST)
+        if not self.learning.unlike:
+            return self.shared
+        kind = self.kinds.setdefault(me, texts.KINDS[len(self.kinds) % len(texts.KINDS)])
+        return self._batches(texts.own_part(kind, self.seed, me))
+
+    def _held_out(self) -> Batches:
+        if self.learning is None:
+            return self._stories("held out", STORIES_HELD_OUT)
+        kinds = texts.KINDS if self.learning.unlike else (texts.PROSE,)
+        parts = ["".join(texts.documents(kind)[1]) for kind in kinds]
+        return self._batches([part[: min(map(len, parts))] for part in parts])
+
+    def _stories(self, whose: str, stories: int) -> Batches:
+        """Make stories of the seed and a name."""
         digest = hash_of("world text", str(self.seed).encode(), whose.encode())
         number = int.from_bytes(digest[:8], "little")
-        tokens: list[int] = []
-        for document in synthetic_documents(number, stories):
-            tokens += [*document.text.encode(), END_OF_TEXT]
-        array = np.array(tokens, dtype=np.uint16)
-        digest_of_text = blake3(array.tobytes()).hexdigest()
-        shards = ShardSet((array,), VOCAB_SIZE, len(tokens) - stories, digest_of_text)
-        return Batches(shards, self.config.training.sequence_length)
+        return self._batches([document.text for document in synthetic_documents(number, stories)])
+
+    def _batches(self, documents: Iterable[str]) -> Batches:
+        return Batches(texts.shards(documents), self.config.training.sequence_length)
 
     def _measure(self, replica: AgreedReplica, served: ServedState) -> None:
         """Note how good an agreed state is; every host must find the same."""
+        if self.measured.get(served.round) == served.tree.root:
+            return
         byte_lengths_V = np.ones(VOCAB_SIZE, dtype=np.int32)
         byte_lengths_V[END_OF_TEXT] = 0
+        sequences = VALIDATION_SEQUENCES_LEARNING if self.learning else VALIDATION_SEQUENCES
         found = evaluate(
             replica.agreed_model(),
             replica.held_out,
-            sequences=VALIDATION_SEQUENCES,
+            sequences=sequences,
             byte_lengths_V=byte_lengths_V,
         ).bits_per_byte
+        self.measured.setdefault(served.round, served.tree.root)
         known = self.bits_per_byte.setdefault(served.round, found)
         if known != found:
             what = f"round {served.round}: {known} and {found} bits per byte"

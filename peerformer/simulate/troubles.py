@@ -13,9 +13,6 @@ from functools import partial
 from random import Random
 
 from peerformer.adversary import POISONS
-from peerformer.byzantine import ATTACKS
-from peerformer.errors import ConfigError
-from peerformer.malformed import MALFORMED
 from peerformer.protocol.checkpoint import newest_checkpoint
 from peerformer.protocol.effects import Command
 from peerformer.protocol.genesis import Limits
@@ -23,12 +20,14 @@ from peerformer.protocol.membership import tolerated_faults
 from peerformer.simulate.audited import TOLD_ONLY_HERE, drawn_permille, misreport
 from peerformer.simulate.host import Host, Replicas
 from peerformer.simulate.invariants import Violation
+from peerformer.simulate.learned import Learned, learned
+from peerformer.simulate.learning import HARM_MICRONATS_ANY
+from peerformer.simulate.plan import LIARS_TOLD, Plan
 from peerformer.simulate.schedules import Schedules
 from peerformer.simulate.toy import ToyReplicas
 from peerformer.simulate.world import LIMITS, World
 
 SIZES = (4, 4, 4, 5, 5, 6, 7, 7, 8, 9, 10, 11, 12, 13)  # small worlds break soonest
-TROUBLE_SECONDS = 45.0
 TRAIN_SECONDS = (0.3, 1.0, 2.5)  # of the fastest host: short rounds are many rounds
 AMBUSHES_MAX = 3
 LATE_SECONDS = 1.0  # of liars that want to know first: less than others wait
@@ -42,38 +41,11 @@ SIZES_ABOUT_LOCKS = (4, 4, 4, 5, 7)
 WATCH_SECONDS = 5.0
 SETTLE_SECONDS = 15.0  # reconnecting and noticing that the trouble is over
 PATIENCE_SECONDS = 600.0
+ROUND_SECONDS_MAX = 60.0  # in a calm world
 ROUNDS_AFTER = 2  # to be decided once the trouble is over
-LIARS_TOLD = (*ATTACKS, "poison")
-KNOWN = {*LIARS_TOLD, *POISONS, *MALFORMED}
 FALSE_BASE = "false-base"  # told where somebody comes with an invitation
 LIES_DRAWN = tuple(name for name in LIARS_TOLD if name not in (FALSE_BASE, *TOLD_ONLY_HERE))
 INVITED = 0.5  # share of the spares that come later, with an invitation
-WORLDS = {
-    "mixed": "everything at once (the default)",
-    "calm": "nothing but delay: what a good day costs",
-    "crashes": "crashes, full and torn disks, sleep; honest peers only",
-    "partitions": "loss, repeats and partitions; honest peers only",
-    "liars": "up to f liars on a good network",
-    "churn": "joins and leaves among crashes and partitions",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What kinds of trouble a world has."""
-
-    kind: str = "mixed"
-    adversaries: tuple[tuple[str, ...], ...] | None = None  # None: drawn from the seed
-    peers: int | None = None  # None: drawn from the seed
-    trouble_seconds: float = TROUBLE_SECONDS
-    rounds: int | None = None  # the trouble ends with this round instead
-    replica: str = "toy"
-    staleness: int | None = None  # None: drawn from the seed
-    audit_permille: int | None = None  # None: drawn from the seed; none in a real one
-
-    def has(self, *kinds: str) -> bool:
-        """Whether the world has trouble that belongs to one of these kinds."""
-        return self.kind == "mixed" or self.kind in kinds
 
 
 @dataclass(slots=True)
@@ -84,8 +56,13 @@ class Outcome:
     rounds_decided: int = 0
     views: Counter[int] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)  # crashes, partitions, joins …
-    bits_per_byte: tuple[float | None, ...] = ()  # of real replicas, after each round
+    learned: Learned | None = None  # of real replicas
     violation: Violation | None = None
+
+    @property
+    def bits_per_byte(self) -> tuple[float | None, ...]:
+        """How good the agreed model was after each round, where it was measured."""
+        return self.learned.bits_per_byte if self.learned is not None else ()
 
 
 def replicas_of(plan: Plan, seed: int, limits: Limits) -> Replicas:
@@ -94,28 +71,8 @@ def replicas_of(plan: Plan, seed: int, limits: Limits) -> Replicas:
         return ToyReplicas(audited=limits.audit_permille > 0)
     from peerformer.simulate.real import RealReplicas  # and torch, only where it is asked for
 
-    return RealReplicas(seed, limits.staleness, audited=limits.audit_permille > 0)
-
-
-def parse_adversaries(text: str) -> tuple[tuple[str, ...], ...]:
-    """Read `equivocate*2,silent+amnesia`: two of one kind, one that does both.
-
-    Raises:
-        ConfigError: if an attack is unknown or a count is none.
-    """
-    liars: list[tuple[str, ...]] = []
-    for part in filter(None, text.split(",")):
-        names, _, number = part.strip().partition("*")
-        attacks = tuple(names.split("+"))
-        unknown = [name for name in attacks if name not in KNOWN]
-        if unknown or not (number or "1").isdigit():
-            raise ConfigError(
-                f"--adversaries cannot read {part!r}",
-                why=f"known: {', '.join(sorted(KNOWN))}",
-                hint='--adversaries "equivocate*1,silent*1"',
-            )
-        liars += [attacks] * int(number or 1)
-    return tuple(liars)
+    audited = limits.audit_permille > 0
+    return RealReplicas(seed, limits.staleness, plan.learning, audited=audited)
 
 
 class Troubled:
@@ -142,6 +99,10 @@ class Troubled:
             committee_size=committee,
             committee_rounds=COMMITTEE_ROUNDS,
         )
+        if plan.learning is not None:
+            limits = replace(limits, contributions_min=plan.learning.contributions_least(self.size))
+            if not plan.learning.filters:
+                limits = replace(limits, harm_micronats=HARM_MICRONATS_ANY)
         self.world = World(
             seed,
             self.size,
@@ -403,16 +364,18 @@ class Troubled:
             for host in world.hosts:
                 if host.index not in self.invited:
                     world.boot(host.index)
-            self._suffer()
-            self._heal()
-            self._go_on()
-            self._arrive()
+            if self.plan.is_cell:
+                self._learn()
+            else:
+                self._suffer()
+                self._heal()
+                self._go_on()
+                self._arrive()
             self._measure_last()
         except Violation as violation:
             outcome.violation = violation
         outcome.rounds_decided = len(world.invariants.decided)
-        measured = world.replicas.bits_per_byte
-        outcome.bits_per_byte = tuple(measured.get(n + 1) for n in range(max(measured, default=0)))
+        outcome.learned = learned(world)
         outcome.views = world.invariants.views
         outcome.counts = self.counts
         outcome.counts["crashes"] += world.crashes
@@ -433,6 +396,19 @@ class Troubled:
         else:
             self.world.run(seconds=PATIENCE_SECONDS, until=lambda: len(decided) >= rounds)
 
+    def _learn(self) -> None:
+        """Run until an honest peer has so many rounds; in calm there is nothing to recover from."""
+        rounds = self.plan.rounds
+        assert rounds is not None
+        seconds = rounds * ROUND_SECONDS_MAX
+
+        def newest() -> int:
+            return max(self.world.tip(index) for index in self.honest)
+
+        if not self.world.run(seconds=seconds, until=lambda: newest() >= rounds):
+            what = f"{newest()} of {rounds} rounds decided in {seconds:.0f} s"
+            self.world.invariants.fail("what is honest goes on", what)
+
     def _plays(self) -> bool:
         """Whether a schedule is in the middle of its trouble."""
         return self.schedules is not None and self.schedules.stops is not None
@@ -440,7 +416,7 @@ class Troubled:
     def _measure_last(self) -> None:
         """Wait until somebody holds the state of the newest round, if states are measured."""
         decided, measured = self.world.invariants.decided, self.world.replicas.bits_per_byte
-        if measured:
+        if measured or self.plan.learning is not None:
             self.world.run(seconds=PATIENCE_SECONDS, until=lambda: max(decided) in measured)
 
     def _heal(self) -> None:

@@ -197,9 +197,12 @@ class World:
         self.boot(host.index)
 
     def _participant(self, host: Host, peer: Peer) -> Participant:
-        for name in (*POISONS, *MALFORMED):
+        for name in MALFORMED:
             if name in host.attacks:
                 return corrupt(peer, name)
+        for name in POISONS:
+            if name in host.attacks:
+                corrupt(peer, name)
         lies = tuple(name for name in host.attacks if name not in NO_LIES)
         return (
             Byzantine(peer, lies, Random(f"{self.seed}/{host.index}"), self.plot) if lies else peer

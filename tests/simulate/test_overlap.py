@@ -12,7 +12,8 @@ from peerformer.protocol.effects import Command, StartWork, Train
 from peerformer.protocol.identity import hash_of
 from peerformer.protocol.messages import Contribution, Said
 from peerformer.simulate.host import Host
-from peerformer.simulate.troubles import WORLDS, Plan, Troubled
+from peerformer.simulate.plan import WORLDS, Plan
+from peerformer.simulate.troubles import Troubled
 from peerformer.simulate.world import LIMITS, World
 
 AHEAD = replace(LIMITS, staleness=1)

@@ -11,7 +11,8 @@ from peerformer.protocol.effects import Effect, Event
 from peerformer.protocol.machine import Machine
 from peerformer.protocol.printout import from_text, to_text
 from peerformer.simulate.host import Host
-from peerformer.simulate.troubles import Plan, Troubled
+from peerformer.simulate.plan import Plan
+from peerformer.simulate.troubles import Troubled
 from peerformer.simulate.world import World
 
 MOMENTS_AT_LEAST = {"any": 400, "view change": 20, "collection": 20, "fetching a state": 5}

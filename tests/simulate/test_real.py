@@ -14,8 +14,10 @@ from peerformer.protocol.merkle import state_root
 from peerformer.protocol.refusals import HARMFUL
 from peerformer.simulate.campaign import Tally
 from peerformer.simulate.invariants import Violation
+from peerformer.simulate.learned import Learned
+from peerformer.simulate.plan import Plan
 from peerformer.simulate.real import RealReplicas
-from peerformer.simulate.troubles import Outcome, Plan, Troubled
+from peerformer.simulate.troubles import Outcome, Troubled
 from peerformer.simulate.world import World
 from peerformer.train import poison
 
@@ -99,18 +101,24 @@ def test_each_host_has_a_text_of_its_own() -> None:
 def test_the_command_tells_how_good_the_agreed_model_is_after_each_round(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = "simulate --replica real --seed 2 --peers 4 --world calm --rounds 1 --json"
+    words = "simulate --replica real --seed 2 --peers 4 --rounds 3 --json"
     assert main(words.split()) == 0
     found = json.loads(capsys.readouterr().out)
     bits = found["validation_bits_per_byte"]
-    assert len(bits) == found["rounds_decided"] >= 4 and bits[-1] < bits[0] < 8.0
+    assert len(bits) == found["rounds_decided"] == 3 and bits[-1] < bits[0] < 8.0
+    assert found["bytes_sent_a_peer"] > 100_000 and found["honest_contributions_refused"] == 0
 
 
 def test_of_several_worlds_the_mean_is_told_as_far_as_all_went() -> None:
     tally = Tally()
-    tally.add(Outcome(0, bits_per_byte=(6.0, 5.0, 4.0)))
-    tally.add(Outcome(1, bits_per_byte=(7.0, None)))
-    assert tally.validation() == {"validation_bits_per_byte": [6.5, 5.0]}
+    tally.add(Outcome(0, learned=Learned((6.0, 5.0, 4.0), 100.0, 1, 0)))
+    tally.add(Outcome(1, learned=Learned((7.0, None), 300.0, 0, 2)))
+    assert tally.learning() == {
+        "validation_bits_per_byte": [6.5, 5.0],
+        "bytes_sent_a_peer": 200,
+        "honest_contributions_refused": 1,
+        "liars_contributions_counted": 2,
+    }
     assert "validation_bits_per_byte" not in Tally().as_json(1.0)
 
 

@@ -6,8 +6,9 @@ from random import Random
 import pytest
 
 from peerformer.simulate.host import Host
+from peerformer.simulate.plan import Plan
 from peerformer.simulate.schedules import Schedules
-from peerformer.simulate.troubles import COMMITTEE_ROUNDS, Plan, Troubled
+from peerformer.simulate.troubles import COMMITTEE_ROUNDS, Troubled
 from peerformer.simulate.world import World
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from peerformer.errors import ConfigError
 from peerformer.simulate.campaign import Tally, replay, run_seeds, world_of
+from peerformer.simulate.plan import WORLDS, Plan, parse_adversaries
 from peerformer.simulate.trace import tell
-from peerformer.simulate.troubles import WORLDS, Plan, parse_adversaries
 
 FIELDS = {
     "seeds", "rounds_decided", "forks", "stalls", "invariant_breaks", "crashes", "partitions",

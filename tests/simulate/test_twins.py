@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from peerformer.simulate.campaign import TWINS, Tally, replay, run_seeds
+from peerformer.simulate.plan import Plan
 from peerformer.simulate.trace import tell
-from peerformer.simulate.troubles import Plan
 from peerformer.simulate.twins import COUNT, MOMENTS, PHASES, SIZES, Twinned, scenario
 from tests.simulate.test_mutants import mutants, plant
 

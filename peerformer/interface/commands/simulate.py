@@ -15,18 +15,22 @@ from cyclopts import Parameter
 from peerformer.errors import ConfigError
 from peerformer.interface.crowd import run_crowd
 from peerformer.interface.exploration import explore
+from peerformer.interface.learning import LearningOptions, flags_of, learning_of
 from peerformer.interface.progress import duration
 from peerformer.protocol.messages import MEMBERS_MAX
 from peerformer.simulate.campaign import TWINS, Tally, replay, run_seeds
 from peerformer.simulate.explore import Explored
 from peerformer.simulate.invariants import Violation
+from peerformer.simulate.learning import Learning
+from peerformer.simulate.plan import WORLDS, Plan, parse_adversaries
 from peerformer.simulate.scenario import play, read
 from peerformer.simulate.trace import tell
-from peerformer.simulate.troubles import WORLDS, Outcome, Plan, parse_adversaries
+from peerformer.simulate.troubles import Outcome
 from peerformer.simulate.twins import COUNT
 
 SEEDS = {"toy": 2_000, "real": 2}
 SEEDS_A_TASK = {"toy": 8, "real": 1}
+WORLD = {"toy": "mixed", "real": "calm"}  # of real peers one wants to know what they learn
 ROUNDS_CROWD = 20
 PEERS_IN_TROUBLE_MAX = 64  # more are simulated without trouble, to see what they cost
 ROUNDS_REAL = 8  # enough to see it learn
@@ -42,7 +46,9 @@ def simulate(
     ] = None,
     first: Annotated[int, Parameter(help="The first seed.")] = 0,
     jobs: Annotated[int, Parameter(help="Processes.")] = 2,
-    world: Annotated[str, Parameter(help=f"What goes wrong: {', '.join(WORLDS)}.")] = "mixed",
+    world: Annotated[
+        str | None, Parameter(help=f"What goes wrong: {', '.join(WORLDS)}; real: calm.")
+    ] = None,
     seed: Annotated[int | None, Parameter(help="Only the world of this seed.")] = None,
     trace: Annotated[bool, Parameter(negative=(), help="Tell its story.")] = False,
     replica: Annotated[Literal["toy", "real"], Parameter(help="What is trained.")] = "toy",
@@ -64,8 +70,14 @@ def simulate(
         int | None, Parameter(help="All orders of messages through two views, for so many seconds.")
     ] = None,
     staleness: Annotated[
-        int | None, Parameter(help="Rounds to train ahead, 0 or 1; else drawn from the seed.")
+        int | None,
+        Parameter(help="Rounds to train ahead, 0 or 1; else drawn from the seed, real in calm 0."),
     ] = None,
+    audits: Annotated[
+        float | None,
+        Parameter(help="Share of contributions that auditors repeat; else drawn, or 0 for real."),
+    ] = None,
+    learning: LearningOptions = LearningOptions(),
     json_output: Annotated[bool, Parameter(name="--json", negative=(), help="One object.")] = False,
 ) -> int:
     """Run the protocol in worlds full of trouble, and check after every event what must hold."""
@@ -77,7 +89,9 @@ def simulate(
         return _exhaust(exhaustive, jobs, json_output=json_output)
     if story is not None:
         return _story(story, trace=trace, json_output=json_output)
-    plan = _plan(world, adversaries, peers, staleness)
+    plan = _plan(world or WORLD[replica], adversaries, peers, staleness)
+    plan = replace(plan, learning=learning_of(learning, replica, peers))
+    plan = replace(plan, audit_permille=_audits(audits, staleness, plan.learning))
     if crowd or (peers or 0) > PEERS_IN_TROUBLE_MAX:
         if trace or twins or replica != "toy" or plan != Plan(peers=peers):
             raise ConfigError("a crowd has no trouble", hint="only --peers, --rounds and --seed")
@@ -86,6 +100,7 @@ def simulate(
     seeds = SEEDS[replica] if seeds is None else seeds
     ends_with = ROUNDS_REAL if rounds is None and replica == "real" else rounds
     plan = replace(plan, rounds=ends_with, replica=replica)
+    plan = replace(plan, staleness=0) if plan.is_cell and staleness is None else plan
     if twins:
         plan = _twins(plan, first + seeds if seed is None else seed + 1)
     if seed is not None:
@@ -197,6 +212,19 @@ def _plan(world: str, adversaries: str | None, peers: int | None, staleness: int
     return Plan(world, liars, peers, staleness=staleness)
 
 
+def _audits(share: float | None, staleness: int | None, learning: Learning | None) -> int | None:
+    if share is None:
+        return None
+    if not 0 <= share <= 1:
+        raise ConfigError("--audits is a share from 0 to 1")
+    if share and (staleness or (learning is not None and learning.unlike)):
+        raise ConfigError(
+            "a training is repeated on the same text, and from the state that it departed from",
+            hint="--audits without --staleness 1 and without --unlike",
+        )
+    return round(1_000 * share)
+
+
 def _outcomes(seeds: range, jobs: int, plan: Plan) -> Iterator[Outcome]:
     size = SEEDS_A_TASK[plan.replica]
     tasks = [seeds[start : start + size] for start in range(0, len(seeds), size)]
@@ -253,7 +281,7 @@ def replay_command(seed: int, plan: Plan) -> str:
     words = ["peerformer", "simulate", "--seed", str(seed), "--trace"]
     if plan.kind == TWINS:
         words += ["--twins"]
-    elif plan.kind != "mixed":
+    elif plan.kind != WORLD[plan.replica]:
         words += ["--world", plan.kind]
     if plan.peers is not None:
         words += ["--peers", str(plan.peers)]
@@ -266,6 +294,10 @@ def replay_command(seed: int, plan: Plan) -> str:
     if plan.adversaries is not None:
         liars = ",".join("+".join(attacks) for attacks in plan.adversaries)
         words += ["--adversaries", f'"{liars}"']
+    if plan.audit_permille is not None:
+        words += ["--audits", str(plan.audit_permille / 1_000)]
+    if plan.learning is not None:
+        words += flags_of(plan.learning)
     return " ".join(words)
 
 
