@@ -2,7 +2,8 @@
 
 Each field carries what is allowed in its metadata, so that validation, `config show` and the
 documentation read the same table. Precedence when settings are combined (see `settings.py`):
-defaults < `--size` < `swarm.codec` < JSON files < environment `PEERFORMER_…` < command line.
+defaults < `--size` < `swarm.codec` < `swarm.texts` < JSON files < environment `PEERFORMER_…` <
+command line.
 """
 
 from dataclasses import dataclass, field
@@ -112,6 +113,11 @@ class SwarmConfig:
         "1", "factors of the outer step, each for an equal part of the run, such as 1,0.65,0.4"
     )
     feedback: float = setting(1.0, "decay of the error-feedback residual", least=0.0, most=1.0)
+    texts: str = setting(
+        "alike",
+        "whether peers train on text of one kind; unlike derives scores that suit it",
+        choices=("alike", "unlike"),
+    )
     harm_micronats: int = setting(500, "theta: loss rise that counts as harm", least=0)
     score_sequences: int = setting(2, "held-out sequences a score", least=1)
     contributions_min: int = setting(2, "K_min: fewer make a null round", least=1)
@@ -179,6 +185,12 @@ CODECS: dict[str, dict[str, Any]] = {
         "swarm.outer_schedule": "1,0.65,0.4",
         "swarm.feedback": 0.95,
     },
+}
+
+# What `swarm.texts` derives. On unlike text an honest update may do harm to a few sequences of
+# another kind: more of them are looked at, and only what does much harm is refused.
+TEXTS: dict[str, dict[str, Any]] = {
+    "unlike": {"swarm.harm_micronats": 10_000, "swarm.score_sequences": 6},
 }
 
 # What `--size` derives; everything not named keeps its default. Values by dotted field name.

@@ -26,7 +26,7 @@ from peerformer.allowed import (
     refuse_unknown,
     shown,
 )
-from peerformer.config import CODECS, SIZES, Config
+from peerformer.config import CODECS, SIZES, TEXTS, Config
 from peerformer.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "PEERFORMER_"
@@ -137,10 +137,11 @@ def _layer(given: Mapping[str, Given]) -> Resolved:
     origins = dict.fromkeys(SETTINGS, DEFAULT)
     for name, value in SIZES[size].items():
         values[name], origins[name] = value, f"size {size}"
-    codec_setting = SETTINGS["swarm.codec"]
-    codec = parse(codec_setting, given.get("swarm.codec", Given(codec_setting.default, DEFAULT)))
-    for name, value in CODECS.get(codec, {}).items():
-        values[name], origins[name] = value, f"codec {codec}"
+    for setting_name, derived in (("swarm.codec", CODECS), ("swarm.texts", TEXTS)):
+        setting = SETTINGS[setting_name]
+        chosen = parse(setting, given.get(setting_name, Given(setting.default, DEFAULT)))
+        for name, value in derived.get(chosen, {}).items():
+            values[name], origins[name] = value, f"{setting_name.split('.')[1]} {chosen}"
     for name, value in given.items():
         values[name], origins[name] = parse(SETTINGS[name], value), value.origin
     if values["training.warmup_steps"] > values["training.steps"]:

@@ -234,3 +234,13 @@ def test_a_sparse_codec_derives_an_outer_step_that_suits_it_and_what_is_given_wi
     assert sparse.origins["swarm.outer_momentum"] == "codec sparse-2bit"
     given = {"swarm.codec": "sparse-2bit", "swarm.outer_momentum": 0.3}
     assert resolve(overrides=given).config.swarm.outer_momentum == 0.3
+
+
+def test_unlike_texts_derive_scores_that_suit_them_unless_they_are_given() -> None:
+    unlike = resolve(size="nano", overrides={"swarm.texts": "unlike"})
+    alike = resolve(size="nano").config.swarm
+    assert unlike.config.swarm.harm_micronats > alike.harm_micronats
+    assert unlike.config.swarm.score_sequences > alike.score_sequences
+    assert unlike.origins["swarm.harm_micronats"] == "texts unlike"
+    given = {"swarm.texts": "unlike", "swarm.harm_micronats": 7}
+    assert resolve(size="nano", overrides=given).config.swarm.harm_micronats == 7

@@ -55,10 +55,20 @@ class Tally:
         means = [round(mean(column), 4) if column else None for column in columns]
         return {
             "validation_bits_per_byte": means,
+            **self._by_kind(),
             "bytes_sent_a_peer": round(mean(one.bytes_sent_a_peer for one in self.learned)),
             "honest_contributions_refused": sum(one.honest_refused for one in self.learned),
             "liars_contributions_counted": sum(one.liars_counted for one in self.learned),
         }
+
+    def _by_kind(self) -> dict[str, object]:
+        """Return the mean over the worlds for each kind of text, at the end."""
+        found: dict[str, list[float]] = {}
+        for one in self.learned:
+            for kind, bits in one.by_kind:
+                found.setdefault(kind, []).append(bits)
+        means = {kind: round(mean(bits), 4) for kind, bits in found.items()}
+        return {"validation_bits_per_byte_by_kind": means} if means else {}
 
     def as_json(self, seconds: float) -> dict[str, object]:
         """Return the whole as one object."""

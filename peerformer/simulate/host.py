@@ -36,6 +36,10 @@ class Replicas(Protocol):
     def bits_per_byte(self) -> dict[int, float]:
         """How good the agreed state of a round is, where there is a model to measure."""
 
+    @property
+    def by_kind(self) -> dict[str, float]:
+        """How good the newest agreed state is on each kind of text, where they are unlike."""
+
     def first_state(self) -> bytes:
         """Return the agreed state of round 0."""
 

@@ -17,12 +17,14 @@ class Learned:
         bytes_sent_a_peer: messages and contributions, on average over the peers.
         honest_refused: how often a contribution of an honest peer was refused.
         liars_counted: how often one of a liar was not.
+        by_kind: bits per byte of the newest state on each kind of text, where they are unlike.
     """
 
     bits_per_byte: tuple[float | None, ...] = ()
     bytes_sent_a_peer: float = 0.0
     honest_refused: int = 0
     liars_counted: int = 0
+    by_kind: tuple[tuple[str, float], ...] = ()
 
 
 def learned(world: "World") -> Learned | None:
@@ -40,4 +42,5 @@ def learned(world: "World") -> Learned | None:
         sent / len(world.hosts),
         sum(entry.peer not in liars for header in headers for entry in header.refused),
         sum(entry.peer in liars for header in headers for entry in header.contributions),
+        tuple(sorted(world.replicas.by_kind.items())),
     )

@@ -40,7 +40,8 @@ class Learning:
         codec: how contributions are encoded.
         rule: how they are combined.
         inner_steps: H, local steps a round.
-        unlike: each peer has a text of its own, of one of three kinds; else all share one.
+        unlike: each peer has a text of its own, of one of three kinds, and scores are those that
+            suit it; else all share one.
         filters: contributions that scorers see do harm are refused.
     """
 
@@ -59,6 +60,7 @@ class Learning:
         given: dict[str, object] = {
             "training.seed": seed,
             "swarm.codec": self.codec,
+            "swarm.texts": "unlike" if self.unlike else "alike",
             "swarm.rule": self.rule,
             "swarm.inner_steps": self.inner_steps,
             "swarm.staleness": staleness,
@@ -66,6 +68,11 @@ class Learning:
         config = resolve(size="nano", overrides=SHAPE | given).config
         rule_of(config)
         return config
+
+    @property
+    def harm_micronats(self) -> int:
+        """The rise of the loss from which on a contribution is refused."""
+        return self.config().swarm.harm_micronats if self.filters else HARM_MICRONATS_ANY
 
     def contributions_least(self, peers: int | None) -> int:
         """Return how many contributions a round needs.

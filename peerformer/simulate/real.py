@@ -89,7 +89,12 @@ class RealReplicas:
         self.kinds: dict[bytes, str] = {}  # of the texts of hosts that have unlike ones
         self.shared = self._batches(texts.documents(texts.PROSE)[0]) if learning else None
         self.held_out = self._held_out()
+        self.parts: dict[str, Batches] = {}  # the held-out text of each kind, where they are unlike
+        if learning is not None and learning.unlike:
+            parts = self._held_out_parts()
+            self.parts = {kind: self._batches([part]) for kind, part in parts.items()}
         self.bits_per_byte: dict[int, float] = {}  # of the agreed state, by round
+        self.by_kind: dict[str, float] = {}  # of the newest one, where texts are unlike
         self.measured: dict[int, bytes] = {}  # the state root that this was found of
         self.updates: dict[int, list[Tensor]] = {}  # of honest peers, by round: liars see them
 
@@ -141,9 +146,15 @@ class RealReplicas:
     def _held_out(self) -> Batches:
         if self.learning is None:
             return self._stories("held out", STORIES_HELD_OUT)
-        kinds = texts.KINDS if self.learning.unlike else (texts.PROSE,)
-        parts = ["".join(texts.documents(kind)[1]) for kind in kinds]
-        return self._batches([part[: min(map(len, parts))] for part in parts])
+        return self._batches(self._held_out_parts().values())
+
+    def _held_out_parts(self) -> dict[str, str]:
+        """Return as much of each kind of text that peers train on."""
+        unlike = self.learning is not None and self.learning.unlike
+        kinds = texts.KINDS if unlike else (texts.PROSE,)
+        parts = {kind: "".join(texts.documents(kind)[1]) for kind in kinds}
+        least = min(map(len, parts.values()))
+        return {kind: part[:least] for kind, part in parts.items()}
 
     def _stories(self, whose: str, stories: int) -> Batches:
         """Make stories of the seed and a name."""
@@ -161,12 +172,14 @@ class RealReplicas:
         byte_lengths_V = np.ones(VOCAB_SIZE, dtype=np.int32)
         byte_lengths_V[END_OF_TEXT] = 0
         sequences = VALIDATION_SEQUENCES_LEARNING if self.learning else VALIDATION_SEQUENCES
-        found = evaluate(
-            replica.agreed_model(),
-            replica.held_out,
-            sequences=sequences,
-            byte_lengths_V=byte_lengths_V,
-        ).bits_per_byte
+        model = replica.agreed_model()
+
+        def bits_of(text: Batches) -> float:
+            found = evaluate(model, text, sequences=sequences, byte_lengths_V=byte_lengths_V)
+            return found.bits_per_byte
+
+        found = bits_of(replica.held_out)
+        self.by_kind = {kind: bits_of(text) for kind, text in self.parts.items()}
         self.measured.setdefault(served.round, served.tree.root)
         known = self.bits_per_byte.setdefault(served.round, found)
         if known != found:

@@ -116,6 +116,11 @@ class ToyReplicas:
     audited: bool = False
 
     @property
+    def by_kind(self) -> dict[str, float]:
+        """Nothing either."""
+        return {}
+
+    @property
     def bits_per_byte(self) -> dict[int, float]:
         """Nothing: a hash predicts no text."""
         return {}

@@ -21,7 +21,6 @@ from peerformer.simulate.audited import TOLD_ONLY_HERE, drawn_permille, misrepor
 from peerformer.simulate.host import Host, Replicas
 from peerformer.simulate.invariants import Violation
 from peerformer.simulate.learned import Learned, learned
-from peerformer.simulate.learning import HARM_MICRONATS_ANY
 from peerformer.simulate.plan import LIARS_TOLD, Plan
 from peerformer.simulate.schedules import Schedules
 from peerformer.simulate.toy import ToyReplicas
@@ -100,9 +99,8 @@ class Troubled:
             committee_rounds=COMMITTEE_ROUNDS,
         )
         if plan.learning is not None:
-            limits = replace(limits, contributions_min=plan.learning.contributions_least(self.size))
-            if not plan.learning.filters:
-                limits = replace(limits, harm_micronats=HARM_MICRONATS_ANY)
+            least, harm = plan.learning.contributions_least(self.size), plan.learning.harm_micronats
+            limits = replace(limits, contributions_min=least, harm_micronats=harm)
         self.world = World(
             seed,
             self.size,

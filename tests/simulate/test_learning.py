@@ -148,3 +148,15 @@ def test_the_command_that_replays_a_real_world_has_every_flag() -> None:
 def test_toys_are_not_told_how_to_learn(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", "--unlike"]) == 2
     assert "--replica real" in capsys.readouterr().err
+
+
+def test_of_unlike_texts_each_is_measured_and_nobody_honest_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = "simulate --replica real --unlike --peers 6 --rounds 4 --inner-steps 5 --seed 1 --json"
+    assert main(words.split()) == 0
+    found = json.loads(capsys.readouterr().out)
+    by_kind = found["validation_bits_per_byte_by_kind"]
+    assert len(by_kind) == 3 and found["honest_contributions_refused"] == 0
+    assert min(by_kind.values()) < found["validation_bits_per_byte"][-1] < max(by_kind.values())
+    assert Learning(unlike=True).harm_micronats > Learning().harm_micronats
