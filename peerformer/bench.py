@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from peerformer.gradients.fixed_point import AgreedState
 from peerformer.peer import Made
-from peerformer.protocol.effects import Applied, Apply, Audited, Checked, Repeat
+from peerformer.protocol.effects import Applied, Apply, Audited, Check, Checked, Repeat
 from peerformer.protocol.merkle import MerkleTree, leaf_count, leaf_span
 from peerformer.train.agreed import AgreedReplica
 
@@ -62,10 +62,10 @@ class TensorBench:
         self.on_trained(round_number, made.loss, made.tokens)
         return Made(made.blob, made.record, made.tokens)
 
-    def check(self, blob: bytes, score_seed: bytes | None, key: bytes) -> Checked:
+    def check(self, work: Check, blob: bytes) -> Checked:
         """Decode and score a contribution."""
-        found = self.replica.check(blob, score_seed, key)
-        return Checked(found.fault, found.score, found.fault is not None, found.alike)
+        found = self.replica.check(blob, work.score_seed, work.blob_hash, work.shard_seed)
+        return Checked(found.fault, found.score, found.fault is not None, found.alike, found.gain)
 
     def repeat(
         self, work: Repeat, blob: bytes, record: bytes, should_stop: Callable[[], bool]

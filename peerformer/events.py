@@ -226,6 +226,15 @@ class ContributionsAlike(_Record, frozen=True):
     other_name: str
 
 
+class WorkDoubted(_Record, frozen=True):
+    """A peer's contributions do its own data no more good than other data: perhaps no work."""
+
+    round: int
+    peer: str
+    name: str
+    gain_micronats: int
+
+
 class PeerConnected(_Record, frozen=True):
     """An encrypted connection to a peer stands."""
 
@@ -341,6 +350,7 @@ Event = (
     | PeerStruck
     | PeerAudited
     | ContributionsAlike
+    | WorkDoubted
     | PeerConnected
     | PeerDisconnected
     | SyncStarted

@@ -72,11 +72,8 @@ class Bench(Protocol):
     def train(self, round_number: int, seed: bytes, should_stop: Callable[[], bool]) -> Made | None:
         """Run the local steps from the agreed state; None if nothing is fit to be sent."""
 
-    def check(self, blob: bytes, score_seed: bytes | None, key: bytes) -> Checked:
-        """Decode a contribution and, given a seed, score it on held-out text.
-
-        `key` names it where it is told which contribution another is like.
-        """
+    def check(self, work: Check, blob: bytes) -> Checked:
+        """Decode a contribution and, given seeds, score it on held-out text and on its own."""
 
     def repeat(
         self, work: Repeat, blob: bytes, record: bytes, should_stop: Callable[[], bool]
@@ -136,16 +133,17 @@ class Peer:
             case Reveal(_, key):
                 self.blobs.reveal(key)
                 return True
-            case Check(_, _, key, size, score_seed):
+            case Check(_, _, key, size):
                 blob = self.blobs.get(key)
                 if blob is None or len(blob) != size:
                     return Checked("it is gone", None)
-                return self.bench.check(blob, score_seed, key)
+                return self.bench.check(work, blob)
             case Inspect(exhibit):
                 blob = self.blobs.get(exhibit.blob_hash)
                 if blob is None or not is_exhibit(blob, exhibit, self.machine.chain.chain_id):
                     return None
-                return self.bench.check(blob, None, exhibit.blob_hash)
+                looked = (exhibit.round, exhibit.author, exhibit.blob_hash, exhibit.size)
+                return self.bench.check(Check(*looked, None), blob)
             case Repeat():
                 return self._repeat(work, should_stop)
             case Apply(number, contributions, seed):

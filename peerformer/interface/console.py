@@ -27,6 +27,7 @@ SHOWN = (
     events.PeerStruck,
     events.PeerAudited,
     events.ContributionsAlike,
+    events.WorkDoubted,
     events.PeerEvicted,
     events.PeerQuarantined,
     events.PeerConnected,
@@ -212,6 +213,8 @@ def _words(event: events.Event) -> str:
             return f"{event.name} is back and votes again"
         case events.PeerStruck():
             return f"{event.name} gets a strike: {event.reason}"
+        case events.WorkDoubted():
+            return f"{event.name} does its own data no more good than other data"
         case events.ContributionsAlike():
             return f"round {event.round}: {event.name} sends what {event.other_name} sends"
         case events.PeerAudited():

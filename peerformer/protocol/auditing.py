@@ -14,6 +14,7 @@ from peerformer import events
 from peerformer.protocol.attestations import Finding
 from peerformer.protocol.audits import AUDIT_ROUNDS
 from peerformer.protocol.chain import Chain
+from peerformer.protocol.committee import shard_of
 from peerformer.protocol.effects import Audited, FetchBlob, Repeat
 from peerformer.protocol.identity import name_of
 from peerformer.protocol.messages import (
@@ -21,9 +22,9 @@ from peerformer.protocol.messages import (
     Header,
 )
 from peerformer.protocol.outbox import Outbox
-from peerformer.protocol.training import shard_of
 
 WITHHELD = "it does not hand out what it departed from"
+GAINS_NEEDED = 8  # before anything is made of them
 PATIENCE_SECONDS, RATE_MIN_BYTES_PER_SECOND = 2.0, 256 * 1024  # with which a record is awaited
 
 
@@ -43,6 +44,7 @@ class Auditing:
     outbox: Outbox
     fetching: dict[bytes, Awaited] = field(default_factory=dict)  # by the hash of the record
     found: dict[tuple[int, bytes], bool] = field(default_factory=dict)  # by round and peer
+    gains: dict[bytes, list[int]] = field(default_factory=dict)  # micro-nats, by peer
 
     def order(
         self, header: Header, contributions: Mapping[bytes, Contribution], now: float
@@ -74,6 +76,26 @@ class Auditing:
         """Note what came of a repetition."""
         if result.passed is not None:
             self._note(work, result.passed, result.why)
+
+    def on_gain(self, author: bytes, gain: int) -> None:
+        """Note by how much more a contribution improves the data that its author had to train on.
+
+        Honest work improves that more than other data, not in each round but in most.
+        """
+        gains = self.gains.setdefault(author, [])
+        gains.append(gain)
+        if len(gains) < GAINS_NEEDED:
+            return
+        del self.gains[author]
+        if sum(gains) <= 0:
+            self.outbox.report(
+                events.WorkDoubted(
+                    round=self.chain.tip + 1,
+                    peer=author.hex(),
+                    name=name_of(author),
+                    gain_micronats=sum(gains) // len(gains),
+                )
+            )
 
     def _note(self, work: Repeat, passed: bool, why: str) -> None:
         self.found[work.round, work.author] = passed

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from peerformer import events
 from peerformer.protocol.attestations import Attestation, Finding, Judgement
-from peerformer.protocol.committee import is_assigned
+from peerformer.protocol.committee import is_assigned, shard_of
 from peerformer.protocol.effects import Check, Checked, FetchBlob, Reveal, Trained
 from peerformer.protocol.identity import hash_of, name_of
 from peerformer.protocol.membership import Members
@@ -37,7 +37,8 @@ class Collection:
     record_size_max: int  # 0: nobody keeps records
     scored_by: int  # so many voters score each contribution
     alive: Callable[[], set[bytes]]  # connected members that contributed lately, me included
-    findings: Callable[[], tuple[Finding, ...]]  # of my audits that are due
+    findings: Callable[[int, float], tuple[Finding, ...]]  # of my audits that are due
+    on_gain: Callable[[bytes, int], None]
     began: float
     contributions: dict[bytes, Contribution] = field(default_factory=dict)
     attestations: dict[bytes, Envelope] = field(default_factory=dict)
@@ -191,7 +192,15 @@ class Collection:
             return
         scored = not self.attested and self._is_mine_to_score(work.author)
         seed = hash_of("score", self.beacon, self.me) if scored else None
-        self.outbox.work(Check(self.number, work.author, work.blob_hash, work.size, seed))
+        tested = shard_of(self.beacon, work.author) if self._is_mine_to_test(work.author) else None
+        place = (self.number, work.author, work.blob_hash, work.size)
+        self.outbox.work(Check(*place, seed, tested if scored else None))
+
+    def _is_mine_to_test(self, author: bytes) -> bool:
+        """Where all hold the same text, each voter tests one contribution a round, about."""
+        draw = hash_of("tested", self.beacon)
+        many = len(self.members.contributors)
+        return self.record_size_max > 0 and is_assigned(draw, self.me, author, 1, many)
 
     def _is_mine_to_score(self, author: bytes) -> bool:
         """Few voters score everything; of many, those that the beacon assigns."""
@@ -213,6 +222,8 @@ class Collection:
             self.outbox.report(
                 events.Misbehaved(peer=author.hex(), name=name, reason=f"blob: {result.fault}")
             )
+        if result.gain is not None:
+            self.on_gain(author, result.gain)
         if result.alike is not None:
             self._report_alike(author, result.alike)
         if not self.attested and (result.fault is None or result.malformed):
@@ -248,7 +259,7 @@ class Collection:
         if self.me not in self.members.voters:
             return
         judgements = tuple(self.judgements[author] for author in sorted(self.judgements))
-        statement = Attestation(self.number, judgements, self.findings())
+        statement = Attestation(self.number, judgements, self.findings(self.number, now))
         envelope = self.outbox.sign_once(statement)
         self.attestations[self.me] = envelope
         self.outbox.broadcast(self.members.voters, Said(envelope))

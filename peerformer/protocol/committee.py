@@ -33,6 +33,11 @@ def is_assigned(beacon: bytes, voter: bytes, author: bytes, share: int, whole: i
     return draw * whole < share << 64
 
 
+def shard_of(beacon: bytes, peer: bytes) -> bytes:
+    """Return which data a peer trains on for the round after that of a beacon."""
+    return hash_of("shard", beacon, peer)
+
+
 def fingers(circle: Ids, me: bytes) -> Ids:
     """Return my neighbours around a circle of sorted ids: those 1, 2, 4 … places after mine.
 

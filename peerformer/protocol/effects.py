@@ -61,13 +61,17 @@ class FetchBlob:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Decode a contribution that is held, and score it if `score_seed` is given; see Checked."""
+    """Decode a contribution that is held, and score it if `score_seed` is given; see Checked.
+
+    `shard_seed`: the data that its author had to train on, for whoever is to test that.
+    """
 
     round: int
     author: bytes
     blob_hash: bytes
     size: int
     score_seed: bytes | None
+    shard_seed: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +80,15 @@ class Checked:
 
     `malformed`: the bytes are there and encode no contribution, as everybody finds who looks. Any
     other fault is this machine's own, and says nothing about anybody. `alike`: the hash of another
-    contribution that it is a copy of, by all that was compared; empty for this peer's own.
+    contribution that it is a copy of, by all that was compared; empty for this peer's own. `gain`:
+    by how much more it lowers the loss on its author's data than on other data, in micro-nats.
     """
 
     fault: str | None
     score: int | None
     malformed: bool = False
     alike: bytes | None = None
+    gain: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

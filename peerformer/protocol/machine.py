@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 
 from peerformer.protocol import intake, reports
 from peerformer.protocol.anchors import is_of_book
-from peerformer.protocol.attestations import Finding
 from peerformer.protocol.auditing import Auditing
 from peerformer.protocol.ballot import Ballot
 from peerformer.protocol.chain import Chain, Succeed
@@ -373,7 +372,8 @@ class Machine:
             record_size_max=self.genesis.record_size_max,
             scored_by=limits.scored_by_all_max,
             alive=self.alive,
-            findings=self._findings,
+            findings=self.auditing.findings,
+            on_gain=self.auditing.on_gain,
             began=self.now,
         )
         headers = Headers(
@@ -392,9 +392,6 @@ class Machine:
             chain.leaders(),
             votes=self.me in voters,
         )
-
-    def _findings(self) -> tuple[Finding, ...]:
-        return self.auditing.findings(self.chain.tip + 1, self.now)
 
     def _resume_round(self, now: float) -> None:
         """Go on with the current round after a start: what was signed before is said again."""

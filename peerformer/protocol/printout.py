@@ -95,7 +95,7 @@ def _form(kind: Any) -> Form:
     if origin in (UnionType, Union):
         return _union([option for option in inner if option is not NoneType], inner)
     if origin is Callable:
-        return state_form.method([*inner[0], inner[1]])
+        return state_form.method([*inner[0], NoneType if inner[1] is None else inner[1]])
     if origin is tuple:
         endless = inner[-1] is Ellipsis
         return _list_of(tuple, inner[0]) if endless else state_form.product(_forms(inner))

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from peerformer.protocol.chain import Chain
 from peerformer.protocol.collection import Collection
+from peerformer.protocol.committee import shard_of
 from peerformer.protocol.effects import Train, Trained
 from peerformer.protocol.identity import hash_of
 from peerformer.protocol.membership import Members
@@ -37,11 +38,6 @@ def shard_seed(chain: Chain, peer: bytes, number: int) -> bytes:
     if not staleness:
         return shard_of(chain.beacon, peer)
     return hash_of("shard", chain.beacon_of(number - 2), peer, number.to_bytes(8, "little"))
-
-
-def shard_of(beacon: bytes, peer: bytes) -> bytes:
-    """Return which data a peer trains on for the round after that of a beacon."""
-    return hash_of("shard", beacon, peer)
 
 
 def _contributed(peer: bytes, header: Header) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peerformer.peer import Made
-from peerformer.protocol.effects import Applied, Apply, Audited, Checked, Repeat
+from peerformer.protocol.effects import Applied, Apply, Audited, Check, Checked, Repeat
 from peerformer.protocol.identity import hash_of
 from peerformer.protocol.merkle import state_root
 
@@ -64,13 +64,13 @@ class ToyBench:
         passed = blob == PLAIN + _trained(state, work.seed, record)
         return Audited(passed=passed, why="the same" if passed else "another")
 
-    def check(self, blob: bytes, score_seed: bytes | None, key: bytes) -> Checked:
+    def check(self, work: Check, blob: bytes) -> Checked:
         """Refuse what does not begin as a toy blob does, and score poison as harmful."""
         mark = blob[: len(PLAIN)]
         if len(blob) != BLOB_SIZE_BYTES or mark not in (PLAIN, POISON):
             return Checked("not a toy blob", None, malformed=True)
         harmful = mark == POISON
-        return Checked(None, None if score_seed is None else (-10_000 if harmful else 10_000))
+        return Checked(None, None if work.score_seed is None else (-10_000 if harmful else 10_000))
 
     def apply(
         self, round_number: int, blobs: list[tuple[bytes, bytes]], seed: bytes

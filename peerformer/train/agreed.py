@@ -60,7 +60,7 @@ from blake3 import blake3
 from torch import Tensor, nn
 
 from peerformer.config import Config
-from peerformer.data.batches import Batches
+from peerformer.data.batches import Batch, Batches
 from peerformer.gradients.aggregate import aggregate
 from peerformer.gradients.audit import Samples, check_bounds, score_micronats
 from peerformer.gradients.compress import decode, encode, read
@@ -74,6 +74,7 @@ from peerformer.train.recipe import rule_of
 from peerformer.train.replay import Departure, Repeater, Repetition, rate_scale
 from peerformer.train.replica import Replica
 
+TESTED_SEQUENCES = 8  # of the data that a contribution's author had to train on
 TRIAL_STEP = 0.2  # a contribution is scored at a fifth of its step: a full one overshoots
 OUTLIER_FACTOR = 8.0  # an update this much longer than the last ones is not sent
 OUTLIER_HISTORY = 16
@@ -95,11 +96,12 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Why a contribution does not decode, or its score in micro-nats, and which one it is like."""
+    """Why a contribution does not decode, or what is thought of it; see `Checked` of `effects`."""
 
     fault: str | None
     score: int | None = None
     alike: bytes | None = None
+    gain: int | None = None
 
 
 @dataclass(slots=True)
@@ -296,21 +298,40 @@ class AgreedReplica:
 
     # --- judging -------------------------------------------------------------------------------
 
-    def check(self, blob: bytes, score_seed: bytes | None, key: bytes) -> Judged:
+    def check(
+        self, blob: bytes, score_seed: bytes | None, key: bytes, shard_seed: bytes | None = None
+    ) -> Judged:
         """Judge a contribution; its score and likeness only with a seed.
 
         Args:
             blob: its bytes.
             score_seed: draws the held-out text.
             key: names it among those of the round; MINE is this peer's own.
+            shard_seed: the data that its author had to train on, if that is to be tested.
         """
         size, codec = self.layout.size, self.config.swarm.codec
         fault = check_bounds(blob, size, codec)
         if fault is not None or score_seed is None:
             return Judged(fault)
         contribution_P = decode(blob, size, codec)
-        alike = self.samples.alike(key, contribution_P)
-        return Judged(None, self._score(to_float(contribution_P), score_seed), alike)
+        alike, update_P = self.samples.alike(key, contribution_P), to_float(contribution_P)
+        score = self._score(update_P, score_seed)
+        gain = None
+        if shard_seed is not None:
+            own, other = (self._gain(update_P, seed) for seed in (shard_seed, score_seed))
+            gain = own - other
+        return Judged(None, score, alike, gain)
+
+    def _gain(self, update_P: Tensor, seed: bytes) -> int:
+        """Return by how much a fraction of an update lowers the loss on a shard of the text."""
+        size, theta_P = self.config.training.batch_size, to_float(self.state.theta_P)
+        slots = range(min(size, TESTED_SEQUENCES))
+        batch = self.text.batch(_number(seed), 0, batch_size=size, slots=slots)
+        losses = []
+        for parameters_P in (theta_P, theta_P - TRIAL_STEP * update_P):
+            self._load(self.scorer, parameters_P)
+            losses.append(self._scorers_loss(batch))
+        return score_micronats(*losses)
 
     def _score(self, update_P: Tensor, score_seed: bytes) -> int:
         """Return by how much a fraction of an update lowers the held-out loss, in micro-nats."""
@@ -323,11 +344,13 @@ class AgreedReplica:
         self._load(self.scorer, theta_P - TRIAL_STEP * update_P)
         return score_micronats(before, self._held_out_loss(score_seed))
 
-    @torch.no_grad()
     def _held_out_loss(self, seed: bytes) -> float:
-        self.scorer.eval()
         count = self.config.swarm.score_sequences
-        batch = self.held_out.batch(_number(seed), 0, batch_size=count)
+        return self._scorers_loss(self.held_out.batch(_number(seed), 0, batch_size=count))
+
+    @torch.no_grad()
+    def _scorers_loss(self, batch: Batch) -> float:
+        self.scorer.eval()
         return float(self.scorer.loss(batch.tokens_BT, batch.targets_BT))  # type: ignore[operator]
 
     def repeat(

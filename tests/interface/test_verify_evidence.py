@@ -26,7 +26,7 @@ from peerformer.node.evidence import save_evidence
 from peerformer.node.journal import DurableStore
 from peerformer.peer import Made
 from peerformer.protocol.attestations import Attestation, Judgement
-from peerformer.protocol.effects import Applied, Checked
+from peerformer.protocol.effects import Applied, Check, Checked
 from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.identity import hash_of
 from peerformer.protocol.light_client import RoundEvidence, show_document
@@ -74,9 +74,9 @@ class CodedBench(ToyBench):
         blob = bytes(ceil(PARAMETERS / BLOCK)) + quiet
         return Made(blob + bytes(SIZE - len(blob)), b"", 100)
 
-    def check(self, blob: bytes, score_seed: bytes | None, key: bytes) -> Checked:
+    def check(self, work: Check, blob: bytes) -> Checked:
         fault = check_bounds(blob, PARAMETERS, CODEC)
-        score = None if score_seed is None or fault else 10_000
+        score = None if work.score_seed is None or fault else 10_000
         return Checked(fault, score, malformed=fault is not None)
 
     def apply(

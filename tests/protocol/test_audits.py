@@ -5,7 +5,9 @@ from random import Random
 
 import pytest
 
+from peerformer.events import WorkDoubted
 from peerformer.protocol.attestations import Attestation, Finding, Judgement
+from peerformer.protocol.auditing import GAINS_NEEDED, Auditing
 from peerformer.protocol.audits import (
     AUDIT_ROUNDS,
     Audit,
@@ -13,9 +15,10 @@ from peerformer.protocol.audits import (
     failed_audits,
     is_picked,
 )
+from peerformer.protocol.chain import Chain
 from peerformer.protocol.codec import MalformedError, encode
 from peerformer.protocol.genesis import Founder, Genesis, Limits
-from peerformer.protocol.identity import hash_of
+from peerformer.protocol.identity import KeyPair, hash_of
 from peerformer.protocol.membership import VOTER, Member, Members, next_members
 from peerformer.protocol.messages import (
     NO_HASH,
@@ -25,6 +28,7 @@ from peerformer.protocol.messages import (
     Header,
     Refused,
 )
+from peerformer.protocol.outbox import Outbox
 from peerformer.protocol.refusals import AUDIT, HARMFUL
 from peerformer.protocol.selection import attestation_fault, select
 
@@ -157,3 +161,24 @@ def test_a_genesis_with_audits_that_nobody_can_do_founds_nothing(limits: Limits)
     able = replace(genesis, limits=LIMITS)
     assert Genesis.from_bytes(able.to_bytes()) == able
     assert able.record_size_max > 0 and replace(genesis, limits=Limits()).record_size_max == 0
+
+
+def test_work_that_does_its_own_data_no_more_good_than_other_data_is_doubted_once() -> None:
+    genesis = Genesis(
+        1, b"x", b"{}", NO_HASH, 0, NO_HASH, 0, NO_HASH, 1, 1, LIMITS,
+        tuple(Founder(peer, bytes(32)) for peer in peers(4)),
+    )  # fmt: skip
+    outbox = Outbox(KeyPair.from_seed(bytes(32)), genesis.chain_id)
+    auditing = Auditing(Chain(genesis), outbox)
+    honest, lazy = peers(4)[1], peers(4)[2]
+    for _ in range(GAINS_NEEDED - 1):
+        auditing.on_gain(honest, 9_000)
+        auditing.on_gain(lazy, -1_000)
+    assert outbox.take() == []  # too few to say anything
+    auditing.on_gain(honest, -20_000)  # one bad round among good ones
+    auditing.on_gain(lazy, 2_000)
+    (told,) = (effect.event for effect in outbox.take())
+    assert isinstance(told, WorkDoubted) and told.peer == lazy.hex()
+    assert told.gain_micronats == (-1_000 * (GAINS_NEEDED - 1) + 2_000) // GAINS_NEEDED
+    auditing.on_gain(lazy, -1_000)
+    assert outbox.take() == []  # it is looked at anew

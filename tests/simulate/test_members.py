@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from peerformer.protocol.conduct import culprit_of, exhibit_of, is_exhibit
-from peerformer.protocol.effects import Command
+from peerformer.protocol.effects import Check, Command
 from peerformer.protocol.identity import name_of
 from peerformer.protocol.membership import GUEST, SUSPENDED, VOTER, Members, peers_of
 from peerformer.protocol.messages import Eviction, FalseHolding
@@ -194,7 +194,8 @@ def test_whoever_attests_garbage_is_evicted_on_its_attestation_and_the_honest_ar
         assert isinstance(each, FalseHolding) and each.author == author
         exhibit = exhibit_of(each)
         blob = world.hosts[0].blobs.held[each.blob_hash]
-        assert is_exhibit(blob, exhibit, chain_id) and peer.bench.check(blob, None, b"").malformed
+        looked = Check(exhibit.round, exhibit.author, exhibit.blob_hash, exhibit.size, None)
+        assert is_exhibit(blob, exhibit, chain_id) and peer.bench.check(looked, blob).malformed
     told = [event for event in events_of(world, 0, "PeerEvicted") if event.name == name_of(author)]
     assert "does not decode" in told[0].evidence
     blamed = {event.peer for index in honest for event in events_of(world, index, "Misbehaved")}

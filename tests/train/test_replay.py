@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load, save
 
 from peerformer.gradients.compress import decode
+from peerformer.protocol.identity import hash_of
 from peerformer.simulate.real import RealReplicas
 from peerformer.train.agreed import AgreedReplica
 from peerformer.train.replay import PASSES_PERMILLE, Repetition
@@ -161,3 +162,23 @@ def test_a_swarm_without_audits_keeps_neither_records_nor_old_states() -> None:
     made = replica.train(1, SEED, lambda: False)
     assert made is not None and made.record == b"" and replica.departed_from == {}
     assert len(decode(made.blob, world.parameters, "dense-int8")) == world.parameters
+
+
+def test_honest_work_improves_its_own_data_more_than_other_data() -> None:
+    """Over some rounds; a lazy peer's contribution knows nothing of the data it was given."""
+    world = replicas()
+    author, judge = replica_of(world, b"a"), replica_of(world, b"b")
+    honest = lazy = 0
+    for number in range(1, 13):
+        seed, other = (hash_of(word, bytes([number])) for word in ("own", "other"))
+        made = author.train(number, seed, lambda: False)
+        assert made is not None
+        score_seed = hash_of("score", bytes([number]))
+        for shard in (seed, other):
+            gain = judge.check(made.blob, score_seed, b"k", shard).gain
+            assert gain is not None
+            honest, lazy = (honest + gain, lazy) if shard == seed else (honest, lazy + gain)
+        assert judge.check(made.blob, score_seed, b"k").gain is None
+        go_on(number, author, judge, blob=made.blob)
+    print("honest", honest, "lazy", lazy)
+    assert honest > 0 and honest > 4 * abs(lazy)

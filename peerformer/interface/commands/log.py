@@ -87,6 +87,7 @@ _CONDUCT = (
     events.Misbehaved,
     events.PeerAudited,
     events.ContributionsAlike,
+    events.WorkDoubted,
     events.PeerQuarantined,
     events.PeerEvicted,
     events.PeerStruck,
