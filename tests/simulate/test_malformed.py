@@ -7,7 +7,7 @@ from peerformer.events import ContributionRefused, PeerEvicted
 from peerformer.gradients.audit import check_bounds
 from peerformer.gradients.compress import CODECS, encode, encoded_size
 from peerformer.malformed import MALFORMED, SHAPES, claimed
-from peerformer.simulate.troubles import parse_adversaries
+from peerformer.simulate.plan import parse_adversaries
 from peerformer.simulate.world import World
 
 P = 10_000
