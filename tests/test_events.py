@@ -13,6 +13,7 @@ from peerformer.events import Journal, StepDone, Trained, decode_event, encode_e
 NOON = datetime(2026, 11, 24, 12, 0, 0, 250_000, tzinfo=UTC)
 STEP = StepDone(step=1, loss=2.5, learning_rate=1e-3, tokens_per_second=900.0, gradient_norm=0.5)
 EXAMPLES = {
+    bool: True,
     int: 3,
     float: 0.25,
     str: "amber-finch",

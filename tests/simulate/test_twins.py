@@ -30,7 +30,6 @@ BITTEN_DEEP = (
     "commits after its own timeout",
     "prepares after its own timeout",
     "a timeout carries no lock",
-    "nobody joins a later view",
     "an evicted peer keeps its vote",
 )
 HUNTED = 24
