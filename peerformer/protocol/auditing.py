@@ -54,6 +54,8 @@ class Auditing:
         oldest = number + 1 - AUDIT_ROUNDS
         self.found = {key: passed for key, passed in self.found.items() if key[0] >= oldest}
         self.fetching = {k: one for k, one in self.fetching.items() if one.repeat.round >= oldest}
+        here = self.chain.members.get
+        self.gains = {peer: gains for peer, gains in self.gains.items() if here(peer)}
         accepted = {entry.peer: entry for entry in header.contributions}
         for audit in self.chain.members.audits:
             said, entry = contributions.get(audit.peer), accepted.get(audit.peer)
@@ -65,11 +67,12 @@ class Auditing:
                 patience = PATIENCE_SECONDS + said.record_size / RATE_MIN_BYTES_PER_SECOND
                 self.fetching[said.record_hash] = Awaited(work, now + patience)
                 record = (said.record_hash, said.record_size)
-                self.outbox.work(FetchBlob(number, audit.peer, *record, (audit.peer,)))
+                fetch = FetchBlob(number, audit.peer, *record, (audit.peer,), record=True)
+                self.outbox.work(fetch)
 
     def on_fetched(self, work: FetchBlob, *, succeeded: bool) -> None:
         """Repeat a training whose record has come."""
-        if succeeded:
+        if succeeded and work.blob_hash in self.fetching:
             self.outbox.work(self.fetching.pop(work.blob_hash).repeat)
 
     def on_repeated(self, work: Repeat, result: Audited) -> None:

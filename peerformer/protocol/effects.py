@@ -57,6 +57,7 @@ class FetchBlob:
     blob_hash: bytes
     size: int
     sources: tuple[bytes, ...]
+    record: bool = False  # of a training, for an audit; else a contribution
 
 
 @dataclass(frozen=True, slots=True)

@@ -272,7 +272,7 @@ class Machine:
                 made = result if isinstance(result, Trained) else None
                 self.training.on_trained(work, made, now)
                 self.training.hand_in(current, now)
-            case FetchBlob() if work.blob_hash in self.auditing.fetching:
+            case FetchBlob(record=True):
                 self.auditing.on_fetched(work, succeeded=result is True)
             case FetchBlob() if work.round == current.number:
                 current.on_fetched(work, succeeded=result is True, now=now)
