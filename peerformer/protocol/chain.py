@@ -70,6 +70,7 @@ class Chain:
     base: Base
     bases: list[Base]  # the newest, oldest first: here others may begin
     items: list[Certified]  # of the rounds after the base
+    tip: int  # the newest decided round
     members: Members  # of round tip + 1
     past_members: dict[int, Members]
     head: bytes  # digest of the newest header
@@ -91,17 +92,13 @@ class Chain:
         self.base = base or first_base(genesis)
         self.bases = [self.base]
         self.items = []
+        self.tip = self.base.round
         self.members = self.base.members
         self.past_members = {}
         self.head = self.base.head
         self.beacon = self.base.beacon
         self.state_root = self.base.state_root
         self.admitted = []
-
-    @property
-    def tip(self) -> int:
-        """The newest decided round."""
-        return self.base.round + len(self.items)
 
     def item(self, round_number: int) -> Certified | None:
         """Return a decided round after the base."""
@@ -202,6 +199,7 @@ class Chain:
         self.head = header.digest
         self.state_root = header.state_root
         self.items.append(item)
+        self.tip = header.round
         if header.round % EPOCH_ROUNDS == 0:
             self._note_base()
         return None

@@ -10,6 +10,10 @@ is not covered by the bytes at hand *before* it makes anything of it.
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
+from itertools import groupby
+from operator import attrgetter
+from struct import Struct
+from struct import error as StructError
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -70,7 +74,11 @@ Reader = Callable[[bytes, int], tuple[Any, int]]  # (data, position) -> (value, 
 
 
 def encode(value: object) -> bytes:
-    """Return the canonical bytes of a message; a value that its limits forbid is our own bug."""
+    """Return the canonical bytes of a message; a value that its limits forbid is our own bug.
+
+    Raises:
+        OverflowError: if an integer is larger than its layout.
+    """
     kind: Any = type(value)
     out = bytearray()
     _coder(kind)[0](value, out)
@@ -220,18 +228,72 @@ def _read_bool(data: bytes, start: int) -> tuple[bool, int]:
 
 def _record(kind: Any) -> tuple[Writer, Reader]:
     hints = get_type_hints(kind, include_extras=True)
-    names = [field.name for field in fields(kind)]
-    coders = [(name, *_coder(hints[name])) for name in names]
+    runs = groupby(fields(kind), key=lambda field: bool(_struct_format(hints[field.name])))
+    coders: list[tuple[Writer, Reader]] = []
+    for is_fixed, run in runs:
+        names = [field.name for field in run]
+        if is_fixed and len(names) > 1:
+            coders.append(_fixed_fields(names, [hints[name] for name in names]))
+        else:
+            coders += [_lone_field(name, *_coder(hints[name])) for name in names]
 
     def write(value: object, out: bytearray) -> None:
-        for name, write_field, _ in coders:
-            write_field(getattr(value, name), out)
+        for write_fields, _ in coders:
+            write_fields(value, out)
 
     def read(data: bytes, start: int) -> tuple[Any, int]:
-        values, position = [], start
-        for _, _, read_field in coders:
-            value, position = read_field(data, position)
-            values.append(value)
+        values: list[Any] = []
+        position = start
+        for _, read_fields in coders:
+            some, position = read_fields(data, position)
+            values += some
         return kind(*values), position
+
+    return write, read
+
+
+def _struct_format(hint: Any) -> str:
+    """Return what `struct` calls a layout of fixed length, or "" for any other."""
+    match get_args(hint)[1] if get_origin(hint) is Annotated else None:
+        case Integer(size_bytes, signed):
+            letter = {1: "b", 2: "h", 4: "i", 8: "q"}[size_bytes]
+            return letter if signed else letter.upper()
+        case Exactly(length):
+            return f"{length}s"
+    return ""
+
+
+def _fixed_fields(names: list[str], hints: list[Any]) -> tuple[Writer, Reader]:
+    """Write and read neighbouring fields of fixed length in one go."""
+    layout = Struct("<" + "".join(map(_struct_format, hints)))
+    layouts = enumerate(get_args(hint)[1] for hint in hints)
+    lengths = [(i, one.length) for i, one in layouts if isinstance(one, Exactly)]
+    values_of = attrgetter(*names)
+
+    def write(value: object, out: bytearray) -> None:
+        values = values_of(value)
+        for i, length in lengths:  # struct would cut or fill them
+            assert len(values[i]) == length, (names[i], length)
+        try:
+            out += layout.pack(*values)
+        except StructError as error:
+            raise OverflowError(str(error)) from error
+
+    def read(data: bytes, start: int) -> tuple[Any, int]:
+        end = start + layout.size
+        if end > len(data):
+            raise MalformedError("too short")
+        return layout.unpack_from(data, start), end
+
+    return write, read
+
+
+def _lone_field(name: str, write_value: Writer, read_value: Reader) -> tuple[Writer, Reader]:
+    def write(value: object, out: bytearray) -> None:
+        write_value(getattr(value, name), out)
+
+    def read(data: bytes, start: int) -> tuple[Any, int]:
+        value, end = read_value(data, start)
+        return (value,), end
 
     return write, read

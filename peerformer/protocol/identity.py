@@ -6,7 +6,7 @@ are BLAKE3-256 with a tag per use, so that bytes hashed for one purpose never se
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from blake3 import blake3
 from cryptography.exceptions import InvalidSignature
@@ -36,11 +36,16 @@ BIRDS = (
 
 def hash_of(tag: str, *parts: bytes) -> bytes:
     """Return the 32-byte BLAKE3 hash of length-prefixed `parts` under a purpose `tag`."""
-    hasher = blake3(derive_key_context=f"peerformer 1 {tag}")
+    hasher = _hasher(tag).copy()
     for part in parts:
         hasher.update(len(part).to_bytes(8, "little"))
         hasher.update(part)
     return hasher.digest()
+
+
+@cache
+def _hasher(tag: str) -> blake3:
+    return blake3(derive_key_context=f"peerformer 1 {tag}")
 
 
 def blob_hash(chain_id: bytes, round_number: int, peer: bytes, pieces: Iterable[bytes]) -> bytes:

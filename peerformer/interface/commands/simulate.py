@@ -18,7 +18,7 @@ from peerformer.interface.exploration import explore
 from peerformer.interface.learning import LearningOptions, flags_of, learning_of
 from peerformer.interface.progress import duration
 from peerformer.protocol.messages import MEMBERS_MAX
-from peerformer.simulate.campaign import TWINS, Tally, replay, run_seeds
+from peerformer.simulate.campaign import TWINS, Tally, collect_rarely, replay, run_seeds
 from peerformer.simulate.explore import Explored
 from peerformer.simulate.invariants import Violation
 from peerformer.simulate.learning import Learning
@@ -229,10 +229,12 @@ def _outcomes(seeds: range, jobs: int, plan: Plan) -> Iterator[Outcome]:
     size = SEEDS_A_TASK[plan.replica]
     tasks = [seeds[start : start + size] for start in range(0, len(seeds), size)]
     if jobs == 1:
+        collect_rarely()
         for task in tasks:
             yield from run_seeds(task, plan)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    spawned = get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawned, initializer=collect_rarely) as pool:
         waiting: set[Future[list[Outcome]]] = set()
         try:
             while tasks or waiting:
