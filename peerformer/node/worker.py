@@ -8,12 +8,13 @@ those of the first (see `leave_operators_to_the_bench`). The event loop never wa
 puts works in and gets `WorkFinished` back on its own thread.
 
 Repeating another's training (an audit) takes as long as a training and can wait: it begins when
-nothing else is ordered, and gives way to everything, a training of one's own included.
+nothing else is ordered, and gives way to everything, a training of one's own included. But where
+all have as much to do there would never be such a time, and no finding when it is due: so the
+training of the round in which a finding is due begins after that audit.
 """
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from queue import SimpleQueue
@@ -21,6 +22,7 @@ from queue import SimpleQueue
 import torch
 
 from peerformer.peer import Participant
+from peerformer.protocol.audits import AUDIT_ROUNDS
 from peerformer.protocol.effects import Repeat, Train, Trained, Work, WorkFinished
 
 
@@ -31,6 +33,10 @@ def leave_operators_to_the_bench() -> None:
     the event loop's thread, even an idle one, makes the bench train at the speed of one thread.
     """
     torch.set_num_threads(1)
+
+
+def _is_due(audit: Repeat, training: Train) -> bool:
+    return audit.round + AUDIT_ROUNDS <= training.round
 
 
 class Worker:
@@ -54,7 +60,8 @@ class Worker:
         self._give_way = give_way
         self._queue: SimpleQueue[Work | Callable[[], None] | None] = SimpleQueue()
         self._next: Train | None = None  # taken from the queue while another was in hand
-        self._audits: deque[Repeat] = deque()  # for when there is nothing else to do
+        self._audits: list[Repeat] = []  # for when there is nothing else to do; the newest first
+        self._held: Train | None = None  # until the audit in hand has ended
         self._stopping = threading.Event()
         self._training_since = 0.0  # monotonic seconds at which the last training began
         self._given_away_seconds = 0.0  # of it, to other works
@@ -90,10 +97,13 @@ class Worker:
             self._on_failure(error)
 
     def _ordered(self) -> Work | Callable[[], None] | None:
-        """Wait for what is to be done now; an audit only if nothing else is."""
+        """Wait for what is to be done now; an audit only if nothing else is.
+
+        The newest first: its finding is most likely to be there when it is due.
+        """
         while True:
             if self._audits and self._queue.empty():
-                return self._audits.popleft()
+                return self._audits.pop()
             work = self._queue.get()
             if not isinstance(work, Repeat):
                 return work
@@ -103,6 +113,7 @@ class Worker:
         if work is None:
             return
         if isinstance(work, Train):
+            self._audit_before(work)
             self._training_since, self._given_away_seconds = time.monotonic(), 0.0
             finished = self._peer.perform(work, self._between_steps)
             if isinstance(finished.result, Trained):
@@ -110,7 +121,9 @@ class Worker:
                 finished = replace(finished, result=measured)
             self._on_finished(finished)
         elif isinstance(work, Repeat):
-            self._on_finished(self._peer.perform(work, self._beside_an_audit))
+            self._on_finished(self._peer.perform(work, lambda: self._beside(work)))
+            held, self._held = self._held, None
+            self._do(held)
         elif callable(work):
             work()
         else:
@@ -124,12 +137,24 @@ class Worker:
         self.between_layers()
         return self._stopping.is_set() or self._next is not None
 
-    def _beside_an_audit(self) -> bool:
-        """Do what was ordered since, trainings too; True if the audit should stop."""
+    def _audit_before(self, training: Train) -> None:
+        """Do the audits whose findings are due in the round of a training."""
+        due = [audit for audit in self._audits if _is_due(audit, training)]
+        self._audits = [audit for audit in self._audits if audit not in due]
+        for audit in due:
+            self._on_finished(self._peer.perform(audit, self._between_steps))
+
+    def _beside(self, audit: Repeat) -> bool:
+        """Do what was ordered since, trainings too unless it is due; True if it should stop."""
         while not self._stopping.is_set() and (self._next or not self._queue.empty()):
             work, self._next = self._next or self._queue.get(), None
             if isinstance(work, Repeat):
                 self._audits.append(work)
+            elif isinstance(work, Train) and self._held is not None:
+                self._next = work  # of a later round: the audit is too late
+                return True
+            elif isinstance(work, Train) and _is_due(audit, work):
+                self._held = work
             else:
                 self._do(work)
         self._give_way()

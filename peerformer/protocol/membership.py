@@ -217,7 +217,7 @@ def next_members(members: Members, header: Header, limits: Limits) -> Members:
     refused = {entry.peer: entry.reason for entry in header.refused}
     attesters = set(peers_of(members.voters, header.attesters) or ())
     attesters |= set(members.electorate) - set(members.voters)  # nobody waited for theirs
-    spared = set(members.ids) - set(members.contributors)
+    spared = set(members.ids) - set(members.contributors) | _auditors(members, header.round)
     evicted = [subject_of(op) for op in header.operations if isinstance(op, Eviction)]
     struck = Counter(voucher for peer in evicted for voucher in members.vouchers_of(peer))
     by_peer = {}
@@ -249,6 +249,12 @@ def next_members(members: Members, header: Header, limits: Limits) -> Members:
     )
     after = _at_work(after, members.committee, header.beacon, number, limits)
     return replace(after, audits=_next_audits(members, after, header, limits))
+
+
+def _auditors(members: Members, round_number: int) -> set[bytes]:
+    """Return whose findings are due in a round."""
+    due = (audit for audit in members.audits if audit.round + AUDIT_ROUNDS == round_number)
+    return {auditor for audit in due for auditor in audit.auditors}
 
 
 def _next_audits(
@@ -349,7 +355,7 @@ def _next_member(
     elif reason in (QUARANTINED, NO_SLOT, NORM) or not header.contributions:
         change = 0  # it contributed but could not earn anything, or the round was a null one
     elif member.peer in spared and member.peer not in accepted:
-        change = 0  # it was not its turn
+        change = 0  # it was not its turn, or it had a training of another's to repeat first
     elif member.peer in accepted:
         change = ACCEPTED_GAIN
     reputation = min(max(member.reputation + change, 0), REPUTATION_MAX)

@@ -368,7 +368,11 @@ class AgreedReplica:
         if self.repeater is None:
             self.repeater = Repeater.beside(self.config, self.model, self.text, self.layout)
         start_P, number = to_float(theta_P), _number(seed)
-        return self.repeater.repeat(round_number, start_P, blob, record, number, should_stop)
+
+        def is_over() -> bool:  # the state goes when the round that the finding is due in is over
+            return should_stop() or round_number not in self.departed_from
+
+        return self.repeater.repeat(round_number, start_P, blob, record, number, is_over)
 
     # --- agreeing ------------------------------------------------------------------------------
 

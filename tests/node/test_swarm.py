@@ -180,7 +180,7 @@ def test_a_voter_that_attests_garbage_is_evicted_and_anybody_can_check_why(
 def test_who_trains_less_than_its_share_is_found_by_those_who_repeat_it(
     supervisor: Supervisor,
 ) -> None:
-    config = small(4, **{"swarm.audits": 1.0, "swarm.inner_steps": 8})
+    config = small(4, **{"swarm.audits": 1.0, "swarm.inner_steps": 24})
     supervisor.found(config, lambda _: None)
     names = [directory.name for directory in supervisor.swarm.peers()]
     lazy, honest = names[0], names[1:]

@@ -107,13 +107,27 @@ def test_an_audit_waits_until_nothing_else_is_to_be_done() -> None:
     assert len(audits) == STEPS and min(audits) > last
 
 
+def test_an_audit_whose_finding_is_due_goes_before_the_training_of_that_round() -> None:
+    """Also one that began before, with all else beside it; and a later training ends the wait."""
+    bench, _ = run([train(2)], {(2, 1): [repeat(1), repeat(2), train(3)]})
+    ended = bench.order.index(f"audit 1.{STEPS - 1}")
+    assert bench.order.index("step 3.0") == ended + 1
+    assert bench.order.index("audit 2.0") > bench.order.index(f"step 3.{STEPS - 1}")
+    bench, _ = run([repeat(1)], {(-1, 4): [train(3), check(3)], (3, 2): [check(4)]})
+    assert bench.order[4:6] == ["check 3", "audit 1.4"]
+    assert bench.order.index("step 3.0") == bench.order.index(f"audit 1.{STEPS - 1}") + 1
+    bench, done = run([repeat(1)], {(-1, 4): [train(3)], (-1, 6): [check(3), train(4), check(4)]})
+    assert bench.order[6] == "check 3" and bench.order[7:9] == ["stopped 3 at 0", "check 4"]
+    assert bench.order[9] == "step 4.0" and [one.round for one in done][1:] == [1, 3, 4, 4]
+
+
 def test_an_audit_gives_way_to_a_training_and_then_goes_on() -> None:
-    bench, done = run([repeat(1)], {(-1, 4): [check(1), train(2), repeat(2)], (2, 3): [train(3)]})
+    bench, done = run([repeat(3)], {(-3, 4): [check(1), train(2), repeat(4)], (2, 3): [train(3)]})
     assert bench.order[4] == "check 1" and bench.order[5] == "step 2.0"
     ended = bench.order.index(f"step 3.{STEPS - 1}")
     assert "stopped 2 at 3" in bench.order[5:ended]
-    assert bench.order[ended + 1 : ended + 3] == ["audit 1.4", "audit 1.5"]
-    assert [work.round for work in done if isinstance(work, Repeat)] == [1, 2]
+    assert bench.order[ended + 1 : ended + 3] == ["audit 3.4", "audit 3.5"]
+    assert [work.round for work in done if isinstance(work, Repeat)] == [3, 4]
 
 
 def test_a_work_ordered_within_a_step_is_done_within_it() -> None:

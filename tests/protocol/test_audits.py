@@ -129,6 +129,15 @@ def test_whose_training_cannot_be_repeated_loses_its_place_and_three_hundred() -
     assert found is not None and found.reputation == 400
 
 
+def test_who_repeats_a_training_instead_of_its_own_loses_nothing_by_its_silence() -> None:
+    everybody = peers(4)
+    members = members_of(4, (Audit(3, everybody[0], everybody[1:3]),))
+    for number, standing in ((5, [510, 500, 500, 495]), (4, [510, 495, 495, 495])):
+        header = header_of(members, number, accepted=everybody[:1])
+        after = next_members(members, header, LIMITS)
+        assert [member.reputation for member in after.members] == standing
+
+
 def test_an_audit_is_agreed_state_until_it_is_told_of() -> None:
     everybody = peers(5)
     members = members_of(5)
