@@ -1,6 +1,6 @@
 """Which attacks on learning are withstood, by which rule, codec and number of peers.
 
-    peerformer bench robustness [--small | --full] [--jobs N] [--out FOLDER] [--docs]
+    peerformer bench robustness [--small | --shipped | --full] [--jobs N] [--out FOLDER] [--docs]
 
 Each cell of the grid is a real world of the simulator (`peerformer.simulate.cell`): production
 peers that train a small model on Python's own prose, the whole protocol, nothing wrong but the
@@ -25,14 +25,14 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from robustness_cells import FULL, SMALL, Grid, Results, Row
+from robustness_cells import FULL, SHIPPED, SMALL, Grid, Results, Row
 from robustness_report import heat_map, table, write_docs
 
 from peerformer.errors import ConfigError, Interrupted
 from peerformer.interface.progress import duration
 from peerformer.simulate.cell import Cell, run_cell
 
-__all__ = ["DOCS", "FULL", "SMALL", "run"]
+__all__ = ["DOCS", "FULL", "SHIPPED", "SMALL", "run"]
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "robustness.md"
 
@@ -65,7 +65,7 @@ def run(grid: Grid, out: Path, *, jobs: int = 1, docs: Path | None = None) -> Re
     (out / "table.md").write_text(text)
     heat_map(grid, results.rows, out)
     if docs is not None:
-        write_docs(docs, text)
+        write_docs(docs, grid.name, text)
     return results
 
 

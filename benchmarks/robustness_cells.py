@@ -37,13 +37,20 @@ class Grid:
     inner_steps: int = 10
 
     def cells(self) -> list[Cell]:
-        """Return the cells; all of one seed first, so that a part of the time is a whole table."""
-        return [
-            Cell(attack, rule, codec, filters, peers, liars, seed)
-            for seed, (peers, liars), codec, filters, rule, attack in product(
-                self.seeds, self.swarms, self.codecs, self.filters, self.rules, self.attacks
-            )
-        ]
+        """Return the cells; all of one seed first, so that a part of the time is a whole table.
+
+        What all is compared with is among them: the plain mean, unfiltered and unattacked.
+        """
+        cells = []
+        for seed, (peers, liars), codec in product(self.seeds, self.swarms, self.codecs):
+            kinds = product(self.filters, self.rules, self.attacks)
+            cells += [
+                Cell(attack, rule, codec, filters, peers, liars, seed)
+                for filters, rule, attack in kinds
+            ]
+            plain = Cell(NO_ATTACK, PLAIN, codec, False, peers, liars, seed)
+            cells += [plain] if plain not in cells else []
+        return cells
 
     def version(self) -> str:
         """Return what names these cells, their model and their text."""
@@ -53,6 +60,15 @@ class Grid:
 
 
 SMALL = Grid("small", (PLAIN, "robust"), ("dense-int8",), ((8, 2),), (1, 2), rounds=10)
+SHIPPED = Grid(  # what a swarm has where nothing else was chosen
+    "shipped",
+    ("robust",),
+    ("dense-int8",),
+    ((8, 2), (13, 4), (16, 5)),
+    (1, 2, 3),
+    10,
+    filters=(True,),
+)
 FULL = Grid(
     "full",
     (

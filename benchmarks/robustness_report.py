@@ -15,7 +15,7 @@ from peerformer.interface.progress import duration
 from peerformer.simulate.cell import NO_ATTACK, Cell
 
 WITHSTOOD = 0.02  # above the run that nobody attacks
-BEGIN, END = "<!-- robustness: begin -->", "<!-- robustness: end -->"
+BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"  # of a grid's table
 
 
 @dataclass(frozen=True)
@@ -152,14 +152,15 @@ def heat_map(grid: Grid, rows: dict[Cell, Row], out: Path) -> None:
         figure.savefig(out / "heatmap.svg", metadata={"Date": None})
 
 
-def write_docs(page: Path, text: str) -> None:
-    """Put the table between the two markers of a page.
+def write_docs(page: Path, grid: str, text: str) -> None:
+    """Put the table of a grid between its two markers of a page.
 
     Raises:
         DataError: the page has not both of them.
     """
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise DataError("the table has no place", where=str(page), hint=f"write {BEGIN} and {END}")
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+    begin, end = BEGIN.format(grid), END.format(grid)
+    before, begun, rest = page.read_text().partition(begin)
+    _, ended, after = rest.partition(end)
+    if not begun or not ended:
+        raise DataError("the table has no place", where=str(page), hint=f"write {begin} and {end}")
+    page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")

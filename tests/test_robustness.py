@@ -17,6 +17,7 @@ from matplotlib.image import imread
 
 from peerformer.errors import ConfigError, DataError
 from peerformer.interface.cli import main
+from peerformer.settings import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
@@ -142,17 +143,20 @@ def test_the_heat_map_is_an_image_and_a_drawing_with_words(tmp_path):
 
 def test_the_table_goes_between_its_markers_and_nowhere_else(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    begin, end = BEGIN.format("small"), END.format("small")
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     for text in ("new", "newer"):
-        write_docs(page, text)
-    assert page.read_text() == f"before\n{BEGIN}\n\nnewer\n{END}\nafter\n"
-    page.write_text(f"{END}\n{BEGIN}\n")
-    with pytest.raises(DataError, match="no place"):
-        write_docs(page, "new")
-    assert robustness.DOCS.read_text().count(BEGIN) == 1
+        write_docs(page, "small", text)
+    assert page.read_text() == f"before\n{begin}\n\nnewer\n{end}\nafter\n"
+    page.write_text(f"{end}\n{begin}\n")
+    for grid in ("small", "full"):
+        with pytest.raises(DataError, match="no place"):
+            write_docs(page, grid, "new")
+    for grid in (robustness.SMALL, robustness.SHIPPED, robustness.FULL):
+        assert robustness.DOCS.read_text().count(BEGIN.format(grid.name)) == 1
 
 
-def test_every_attack_on_learning_is_in_both_grids():
+def test_every_attack_on_learning_is_in_every_grid():
     from peerformer.train import poison
 
     zoo = {*poison.UPDATES, *poison.DATA}
@@ -160,11 +164,23 @@ def test_every_attack_on_learning_is_in_both_grids():
     for grid in (robustness.SMALL, robustness.FULL):
         assert {"none", "sign-flip+lying-scorer", *zoo} == set(grid.attacks)
         assert {True, False} == set(grid.filters) and "mean" in grid.rules
-    assert robustness.FULL.swarms == ((8, 2), (13, 4), (16, 5))
+    shipped, default = robustness.SHIPPED, resolve(size="nano").config.swarm
+    assert shipped.rules == (default.rule,) and set(shipped.attacks) == set(robustness.FULL.attacks)
+    assert robustness.FULL.swarms == shipped.swarms == ((8, 2), (13, 4), (16, 5))
+
+
+def test_the_unattacked_plain_mean_is_run_for_whatever_is_compared_with_it():
+    few = replace(TINY, rules=("robust",), filters=(True,))
+    plain = [cell for cell in few.cells() if cell.rule == "mean"]
+    assert plain == [
+        c for c in TINY.cells() if c.rule == "mean" and c.attack == "none" and not c.filters
+    ]
+    assert len(few.cells()) == len(plain) + len(few.attacks) * len(few.seeds)
+    assert len(TINY.cells()) == len(set(TINY.cells()))
 
 
 def test_the_command_refuses_what_it_cannot_do(tmp_path, capsys):
-    for words in ("--small --full", "--jobs 0"):
+    for words in ("--small --full", "--small --shipped", "--jobs 0"):
         assert main(["bench", "robustness", *words.split()]) == 2
         assert capsys.readouterr().err.startswith("error: ")
     shutil.copytree(ROOT / "peerformer", tmp_path / "peerformer")

@@ -17,22 +17,25 @@ FOLDER = Path(peerformer.__file__).resolve().parents[1] / "benchmarks"
 def robustness(
     *,
     small: Annotated[bool, Parameter(negative=(), help="A grid of minutes (the default).")] = False,
+    shipped: Annotated[
+        bool, Parameter(negative=(), help="The default rule and filter, 8 to 16 peers, 3 seeds.")
+    ] = False,
     full: Annotated[bool, Parameter(negative=(), help="All of it: days of one core.")] = False,
     jobs: Annotated[int, Parameter(help="Processes, a core each.")] = 1,
     out: Annotated[
-        Path | None, Parameter(help="Folder of the results; else runs/robustness-small or -full.")
+        Path | None, Parameter(help="Folder of the results; else runs/robustness-GRID.")
     ] = None,
     docs: Annotated[
         bool, Parameter(negative=(), help="Put the table into docs/robustness.md.")
     ] = False,
 ) -> None:
     """Attacks on learning against rules and codecs; the same command goes on where it stopped."""
-    if small and full:
-        raise ConfigError("--small and --full are two grids", hint="one of them")
+    if small + shipped + full > 1:
+        raise ConfigError("--small, --shipped and --full are three grids", hint="one of them")
     if jobs < 1:
         raise ConfigError("--jobs is 1 or more")
     script = _script("robustness")
-    grid = script.FULL if full else script.SMALL
+    grid = script.FULL if full else script.SHIPPED if shipped else script.SMALL
     folder = out or Path("runs") / f"robustness-{grid.name}"
     script.run(grid, folder, jobs=jobs, docs=script.DOCS if docs else None)
     print(folder / "table.md", folder / "heatmap.png", folder / "heatmap.svg", sep="\n")
