@@ -129,6 +129,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rules", nargs="+", default=["mean", "robust"])
+    parser.add_argument("--codecs", nargs="+", default=CODECS, choices=CODECS)
+    parser.add_argument("--steps-a-round", nargs="+", type=int, default=STEPS_A_ROUND)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -140,8 +142,8 @@ def main() -> None:
     rows = [{"rule": "synchronous", "codec": "float32", "H": 1, "bits_per_byte": base[0],
              "spread": base[1], "bytes": base[2], "worse_percent": 0.0, "fewer": 1.0}]  # fmt: skip
     for rule in asked.rules:
-        for codec in CODECS:
-            for inner in (n for n in STEPS_A_ROUND if n <= steps):
+        for codec in asked.codecs:
+            for inner in (n for n in asked.steps_a_round if n <= steps):
                 bits, spread, sent = several(
                     lambda seed, c=codec, r=rule, n=inner: run_swarm(
                         config_of(c, r, n, seed, steps), peers, steps
