@@ -1,4 +1,4 @@
-"""What a byte buys: `python benchmarks/loss_against_bytes.py [--peers 8] [--steps 400]`.
+"""What a byte buys: `python benchmarks/loss_against_bytes.py [--steps 400] [--batch 8]`.
 
 Peers learn from Python's own prose (model and text are those of `simulate --replica real`) with
 every codec and H local steps a round, without liars, network or votes: only what is trained,
@@ -36,6 +36,15 @@ SEQUENCES = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Size:
+    """How much is trained: steps, sequences a step and peer, and peers."""
+
+    steps: int
+    batch: int
+    peers: int
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """Bits per byte on held-out text, and the bytes that a peer sent."""
 
@@ -58,13 +67,14 @@ def bits_of(model: Transformer, held_out: Batches) -> float:
     return found.bits_per_byte
 
 
-def config_of(codec: str, rule: str, inner_steps: int, seed: int, steps: int) -> Config:
-    """Return the configuration of a run of so many steps."""
+def config_of(codec: str, rule: str, inner_steps: int, seed: int, size: Size) -> Config:
+    """Return the configuration of a run."""
     config = Learning(codec, rule, inner_steps).config(seed)
-    return replace(config, training=replace(config.training, steps=steps))
+    training = replace(config.training, steps=size.steps, batch_size=size.batch)
+    return replace(config, training=training)
 
 
-def run_swarm(config: Config, peers: int, steps: int) -> Outcome:
+def run_swarm(config: Config, peers: int) -> Outcome:
     """Train in rounds, each peer on its own windows of the text."""
     train, held_out = text_of(config)
     first = Transformer(config.model)
@@ -77,7 +87,7 @@ def run_swarm(config: Config, peers: int, steps: int) -> Outcome:
         return AgreedReplica(config, *models, copy, train, held_out)
 
     replicas, sent = [replica() for _ in range(peers)], 0
-    for number in range(1, steps // config.swarm.inner_steps + 1):
+    for number in range(1, config.training.steps // config.swarm.inner_steps + 1):
         blobs = []
         for index, one in enumerate(replicas):
             seed = hash_of("benchmark", number.to_bytes(8, "little"), bytes([index]))
@@ -96,7 +106,7 @@ def run_swarm(config: Config, peers: int, steps: int) -> Outcome:
     return Outcome(bits_of(model, held_out), sent)
 
 
-def run_synchronous(config: Config, peers: int, steps: int) -> Outcome:
+def run_synchronous(config: Config, peers: int) -> Outcome:
     """Train one model on the mean gradient of all peers at every step."""
     train, held_out = text_of(config)
     model = Transformer(config.model)
@@ -104,6 +114,7 @@ def run_synchronous(config: Config, peers: int, steps: int) -> Outcome:
     optimizer = build_optimizer(model, config.optimizer)
     replica = Replica(model, optimizer, clip_norm=config.optimizer.clip_norm)
     model.train()
+    steps = config.training.steps
     for step in range(steps):
         batches = [
             train.batch(index, step, batch_size=config.training.batch_size)
@@ -127,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peers", type=int, default=8)
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--batch", type=int, default=8, help="sequences a step and peer")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rules", nargs="+", default=["mean", "robust"])
     parser.add_argument("--codecs", nargs="+", default=CODECS, choices=CODECS)
@@ -134,19 +146,19 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    peers, steps = asked.peers, asked.steps
+    size = Size(asked.steps, asked.batch, asked.peers)
     base = several(
-        lambda seed: run_synchronous(config_of("none", "mean", 1, seed, steps), peers, steps),
+        lambda seed: run_synchronous(config_of("none", "mean", 1, seed, size), size.peers),
         asked.seeds,
     )
     rows = [{"rule": "synchronous", "codec": "float32", "H": 1, "bits_per_byte": base[0],
              "spread": base[1], "bytes": base[2], "worse_percent": 0.0, "fewer": 1.0}]  # fmt: skip
     for rule in asked.rules:
         for codec in asked.codecs:
-            for inner in (n for n in asked.steps_a_round if n <= steps):
+            for inner in (n for n in asked.steps_a_round if n <= size.steps):
                 bits, spread, sent = several(
                     lambda seed, c=codec, r=rule, n=inner: run_swarm(
-                        config_of(c, r, n, seed, steps), peers, steps
+                        config_of(c, r, n, seed, size), size.peers
                     ),
                     asked.seeds,
                 )
@@ -155,7 +167,8 @@ def main() -> None:
                              "spread": spread, "bytes": sent, "worse_percent": worse,
                              "fewer": fewer})  # fmt: skip
                 if not asked.json:
-                    print(f"{rule} {codec} H {inner}: {worse:+.2f} %, {fewer:.0f} times fewer")
+                    line = f"{rule} {codec} H {inner}: {worse:+.2f} %, {fewer:.0f} times fewer"
+                    print(line, flush=True)
     if asked.json:
         print(json.dumps(rows))
         return
