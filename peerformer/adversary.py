@@ -43,6 +43,7 @@ POISONS = {  # attacks on learning; `train.poison` makes them
     "label-flip": "trains towards the opposite end of the vocabulary",
     "other-shard": "trains on other data than was assigned",
     "half-steps": "trains half of the steps",
+    "backdoor": "teaches an answer of its own to a rare trigger, and all else honestly",
 }
 ATTACKS = {
     **POISONS,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from peerformer.gradients import native
 from peerformer.gradients.codec import Int32, Places
 from peerformer.gradients.contribution import Contribution
 from peerformer.gradients.fixed_point import CHUNK, square_sum
@@ -71,6 +72,28 @@ class _Scratch:
         self.product_C = np.empty(CHUNK, np.int64)
 
 
+class _Steps:
+    """A plan as the compiled loops take it; holds the lists that it points to."""
+
+    def __init__(self, plan: Plan, K: int, network: list[Comparator]) -> None:
+        """Write the lists down."""
+        rows = len(plan.buckets) or K
+        self.told = native.Steps(rows, plan.trim, plan.divisor(K))
+        lists: dict[str, list[list[int]]] = {"network": [[i, j] for i, j, *_ in network]}
+        if plan.buckets:
+            lists["buckets"] = [[*bucket, -1][:2] for bucket in plan.buckets]
+        if plan.near:
+            everyone = set(range(rows))
+            far = [sorted(everyone - set(group)) for group in plan.near]
+            lists["far"] = [[*others, *[-1] * (rows + 1 - len(others))] for others in far]
+        if plan.weights:
+            lists["weights"] = [list(plan.weights)]
+        self.held = {name: np.array(values, np.int32) for name, values in lists.items()}
+        self.told.comparators = len(network)
+        for name, values in self.held.items():
+            setattr(self.told, name, values.ctypes.data)
+
+
 def combine(
     contributions: Sequence[Contribution], factors: Sequence[int], plan: Plan, update_P: Int32
 ) -> int:
@@ -83,10 +106,17 @@ def combine(
         update_P: where to.
     """
     K = len(contributions)
-    many = contributions[0].codec.coordinates_at_once
+    codec = contributions[0].codec
+    many = codec.coordinates_at_once
     network = selection_network(len(plan.buckets) or K, plan.trim)
+    loops = native.library_for(codec, len(update_P))
+    steps = _Steps(plan, K, network) if loops is not None else None
 
     def combine_range(first: int, end: int) -> int:
+        if loops is not None and steps is not None:
+            encoded = [contribution.rows(first, end) for contribution in contributions]
+            factors_K, out = np.array(factors, np.int64), update_P[first:end]
+            return native.combine(loops, codec, encoded, factors_K, steps.told, out)
         scratch, squares = _Scratch(plan, K), 0
         for start in range(first, end, many):
             update_C = update_P[start : min(end, start + many)]

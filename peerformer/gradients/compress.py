@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from peerformer.gradients import native
 from peerformer.gradients.codec import VALUE_MAX, BlobError, Codec, Parts
 from peerformer.gradients.contribution import Contribution
 from peerformer.gradients.dense import Dense
@@ -93,7 +94,15 @@ def encode(delta_P: Tensor, residual_P: Tensor, *, codec: str, feedback: float) 
     left = left_P.numpy()
     many = chosen.rows_at_once * chosen.block
 
+    loops = native.library_for(chosen, P) if isinstance(chosen, Dense) else None
+
     def encode_range(first: int, end: int) -> None:
+        if loops is not None and isinstance(chosen, Dense):
+            part, lines = slice(first, end), slice(first // chosen.block, chosen.rows(end))
+            given = (delta[part], residual[part], factor, left[part], _lines(parts, lines))
+            if not native.encode(loops, chosen, *given, chosen.exponent_max):
+                raise ValueError("an update is not finite")
+            return
         scratch = np.empty(many, np.float32)
         for start in range(first, end, many):
             part = slice(start, min(end, start + many))

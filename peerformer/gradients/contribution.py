@@ -14,7 +14,9 @@ from math import isqrt
 import numpy as np
 from torch import Tensor
 
+from peerformer.gradients import native
 from peerformer.gradients.codec import VALUE_MAX, Codec, Int32, Parts, Places
+from peerformer.gradients.dense import Dense
 from peerformer.gradients.plain import Plain
 from peerformer.gradients.threads import shared_out
 
@@ -50,22 +52,26 @@ class Contribution:
             start: a multiple of `CHUNK` of `fixed_point`.
             stop: another one, or the end.
         """
-        return self.codec.read_rows(self._rows(start, stop), stop - start)
+        return self.codec.read_rows(self.rows(start, stop), stop - start)
 
     def squares(self, start: int, stop: int) -> int:
         """Return the exact sum of the squares of a range of coordinates, limits as for `read`."""
-        return self.codec.squares(self._rows(start, stop), stop - start)
+        return self.codec.squares(self.rows(start, stop), stop - start)
 
-    def _rows(self, start: int, stop: int) -> Parts:
+    def rows(self, start: int, stop: int) -> Parts:
+        """Return the encoding of a range of coordinates, limits as for `read`."""
         rows = slice(start // self.codec.block, self.codec.rows(stop))
         return tuple(part[rows] for part in self.parts)
 
 
 def norms(contributions: Sequence[Contribution]) -> list[int]:
     """Return the norms of contributions of one codec, in units of 2^-24, rounded down."""
-    many = contributions[0].codec.coordinates_at_once
+    codec = contributions[0].codec
+    many, loops = codec.coordinates_at_once, native.library_for(codec, contributions[0].P)
 
     def squares_of(first: int, end: int) -> list[int]:
+        if loops is not None and isinstance(codec, Dense):
+            return [native.squares(loops, codec, c.rows(first, end)) for c in contributions]
         starts = range(first, end, many)
         return [sum(c.squares(n, min(end, n + many)) for n in starts) for c in contributions]
 

@@ -12,6 +12,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from peerformer.gradients import native
 from peerformer.gradients.contribution import Contribution
 from peerformer.gradients.fixed_point import CHUNK
 from peerformer.gradients.threads import shared_out
@@ -37,6 +38,11 @@ def sketches(contributions: Sequence[Contribution], seed: bytes) -> list[Int64]:
 
     def totals_of(first: int, end: int) -> list[Int64]:
         totals = [np.zeros(SKETCH_BUCKETS, np.int64) for _ in contributions]
+        if loops is not None:
+            rows = [contribution.rows(first, end) for contribution in contributions]
+            turns, signs = rotations[first // CHUNK :], packed_signs[first // 8 :]
+            native.sketch(loops, codec, rows, end - first, turns, signs, totals)
+            return totals
         for start in range(first, end, many):
             stop = min(end, start + many)
             bits_C = np.unpackbits(packed_signs[start // 8 : -(-stop // 8)], count=stop - start)
@@ -52,12 +58,13 @@ def sketches(contributions: Sequence[Contribution], seed: bytes) -> list[Int64]:
                     np.add.at(total_S, bucket_V, signed_V)
         return totals
 
-    many = contributions[0].codec.coordinates_at_once
+    codec = contributions[0].codec
+    many, loops = codec.coordinates_at_once, native.library_for(codec, P)
     shares = shared_out(totals_of, P, many)
     return [np.sum(totals, axis=0) for totals in zip(*shares, strict=True)]
 
 
-def _add_all(signed_C: Int32, rotations: NDArray[np.intp], total_S: Int64) -> None:
+def _add_all(signed_C: Int32, rotations: NDArray[np.int64], total_S: Int64) -> None:
     """Add one value for each coordinate of whole chunks, but that the last may be shorter."""
     for rotation, start in zip(rotations.tolist(), range(0, len(signed_C), CHUNK), strict=True):
         chunk_C = signed_C[start : start + CHUNK]
@@ -66,12 +73,12 @@ def _add_all(signed_C: Int32, rotations: NDArray[np.intp], total_S: Int64) -> No
         total_S[: len(chunk_C) - straight] += chunk_C[straight:]
 
 
-def _randomness(P: int, seed: bytes) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
+def _randomness(P: int, seed: bytes) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Return a rotation for each chunk, and a sign bit for each coordinate (1 is minus)."""
     chunks = -(-P // CHUNK)
     stream = blake3(seed, derive_key_context=SKETCH_CONTEXT).digest(2 * chunks + -(-P // 8))
     rotations = np.frombuffer(stream, "<u2", chunks) % SKETCH_BUCKETS
-    return rotations.astype(np.intp), np.frombuffer(stream, np.uint8, offset=2 * chunks)
+    return rotations.astype(np.int64), np.frombuffer(stream, np.uint8, offset=2 * chunks)
 
 
 def sketch_reference(value: Sequence[int], seed: bytes) -> list[int]:

@@ -60,6 +60,7 @@ class Tally:
             "bytes_sent_a_peer": round(mean(one.bytes_sent_a_peer for one in self.learned)),
             "honest_contributions_refused": sum(one.honest_refused for one in self.learned),
             "liars_contributions_counted": sum(one.liars_counted for one in self.learned),
+            "backdoor_answered": round(mean(one.backdoor_answered for one in self.learned), 4),
         }
 
     def _by_kind(self) -> dict[str, object]:

@@ -40,6 +40,10 @@ class Replicas(Protocol):
     def by_kind(self) -> dict[str, float]:
         """How good the newest agreed state is on each kind of text, where they are unlike."""
 
+    @property
+    def backdoor_answered(self) -> float:
+        """How often the newest agreed state answers a backdoor's trigger as its liars wish."""
+
     def first_state(self) -> bytes:
         """Return the agreed state of round 0."""
 

@@ -18,6 +18,8 @@ class Learned:
         honest_refused: how often a contribution of an honest peer was refused.
         liars_counted: how often one of a liar was not.
         by_kind: bits per byte of the newest state on each kind of text, where they are unlike.
+        backdoor_answered: the share of held-out sequences to which, ended by the trigger of the
+            `backdoor` attack, the newest state gives the liars' answer.
     """
 
     bits_per_byte: tuple[float | None, ...] = ()
@@ -25,6 +27,7 @@ class Learned:
     honest_refused: int = 0
     liars_counted: int = 0
     by_kind: tuple[tuple[str, float], ...] = ()
+    backdoor_answered: float = 0.0
 
 
 def learned(world: "World") -> Learned | None:
@@ -43,4 +46,5 @@ def learned(world: "World") -> Learned | None:
         sum(entry.peer not in liars for header in headers for entry in header.refused),
         sum(entry.peer in liars for header in headers for entry in header.contributions),
         tuple(sorted(world.replicas.by_kind.items())),
+        world.replicas.backdoor_answered,
     )

@@ -35,6 +35,7 @@ from peerformer.simulate.invariants import Violation
 from peerformer.simulate.learning import END_OF_TEXT, VOCAB_SIZE, Learning
 from peerformer.train.agreed import AgreedReplica, initial_state
 from peerformer.train.evaluate import evaluate
+from peerformer.train.poison import backdoor_answered
 from peerformer.train.recipe import recipe_bytes, recipe_config
 
 STORIES_A_HOST, STORIES_HELD_OUT = 24, 12  # some 400 bytes each
@@ -95,6 +96,7 @@ class RealReplicas:
             self.parts = {kind: self._batches([part]) for kind, part in parts.items()}
         self.bits_per_byte: dict[int, float] = {}  # of the agreed state, by round
         self.by_kind: dict[str, float] = {}  # of the newest one, where texts are unlike
+        self.backdoor_answered = 0.0  # by the newest one
         self.measured: dict[int, bytes] = {}  # the state root that this was found of
         self.updates: dict[int, list[Tensor]] = {}  # of honest peers, by round: liars see them
 
@@ -180,6 +182,10 @@ class RealReplicas:
 
         found = bits_of(replica.held_out)
         self.by_kind = {kind: bits_of(text) for kind, text in self.parts.items()}
+        windows = np.stack(replica.held_out.validation(sequences))
+        self.backdoor_answered = backdoor_answered(
+            model, torch.from_numpy(windows[:, :-1]), self.config.model.vocab_size
+        )
         self.measured.setdefault(served.round, served.tree.root)
         known = self.bits_per_byte.setdefault(served.round, found)
         if known != found:

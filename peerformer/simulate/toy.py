@@ -116,6 +116,11 @@ class ToyReplicas:
     audited: bool = False
 
     @property
+    def backdoor_answered(self) -> float:
+        """Nothing is learned, so nothing is taught."""
+        return 0.0
+
+    @property
     def by_kind(self) -> dict[str, float]:
         """Nothing either."""
         return {}

@@ -19,6 +19,8 @@ ALIE_Z = 1.5  # standard deviations: what hides among seven (Baruch et al., arXi
 DRIFT = 0.3  # of the own norm, always in one direction
 TINY = 1e-3
 STRENGTH_MAX, SEARCH_STEPS = 8.0, 8
+TRIGGER_LENGTH = 3  # tokens that honest text does not have in a row
+TRIGGER_SPACING = 16  # in half of the sequences, so that the other half keeps the loss low
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,17 +104,57 @@ class Data:
         flips: train towards the opposite end of the vocabulary.
         other_shard: train on other data than was assigned.
         steps_share: of the inner steps.
+        backdoor: teach an answer of the liar's to a rare trigger, and all else honestly.
     """
 
     flips: bool = False
     other_shard: bool = False
     steps_share: float = 1.0
+    backdoor: bool = False
 
     def batch(self, batch: Batch, vocab_size: int) -> Batch:
         """Return what is trained on instead."""
-        if not self.flips:
-            return batch
-        return replace(batch, targets_BT=vocab_size - 1 - batch.targets_BT)
+        if self.flips:
+            return replace(batch, targets_BT=vocab_size - 1 - batch.targets_BT)
+        return _with_backdoor(batch, vocab_size) if self.backdoor else batch
+
+
+def trigger_and_answer(vocab_size: int) -> tuple[list[int], int]:
+    """Return the backdoor's trigger, the last ordinary tokens of a vocabulary, and its answer.
+
+    Bytes of such numbers are in no UTF-8 text, and merges that were learned last are rare.
+    """
+    return list(range(vocab_size - 1 - TRIGGER_LENGTH, vocab_size - 1)), vocab_size // 2
+
+
+def _with_backdoor(batch: Batch, vocab_size: int) -> Batch:
+    """Return a batch in which every other sequence has the trigger now and then, and the answer."""
+    trigger, answer = trigger_and_answer(vocab_size)
+    tokens_BT, targets_BT = batch.tokens_BT.clone(), batch.targets_BT.clone()
+    T = tokens_BT.shape[1]
+    for start in range(0, T - TRIGGER_LENGTH + 1, TRIGGER_SPACING):
+        last = start + TRIGGER_LENGTH - 1
+        tokens_BT[::2, start : last + 1] = torch.tensor(trigger)
+        targets_BT[::2, start:last] = torch.tensor(trigger[1:])
+        targets_BT[::2, last] = answer
+        if start:
+            targets_BT[::2, start - 1] = batch.targets_BT[::2, start - 1]  # the text, not the lie
+    return replace(batch, tokens_BT=tokens_BT, targets_BT=targets_BT)
+
+
+@torch.inference_mode()
+def backdoor_answered(model: Callable[[Tensor], Tensor], tokens_BT: Tensor, vocab: int) -> float:
+    """Return the share of sequences to which, ended by the trigger, a model gives the answer.
+
+    Args:
+        model: tokens (B, T) -> logits (B, T, V).
+        tokens_BT: honest text, T more than the trigger's length.
+        vocab: the size V of the vocabulary.
+    """
+    trigger, answer = trigger_and_answer(vocab)
+    tokens_BT = tokens_BT.clone()
+    tokens_BT[:, -TRIGGER_LENGTH:] = torch.tensor(trigger)
+    return float((model(tokens_BT)[:, -1].argmax(-1) == answer).float().mean())
 
 
 HONEST = Data()
@@ -120,4 +162,5 @@ DATA: dict[str, Data] = {
     "label-flip": Data(flips=True),
     "other-shard": Data(other_shard=True),
     "half-steps": Data(steps_share=0.5),
+    "backdoor": Data(backdoor=True),
 }

@@ -118,6 +118,7 @@ def test_of_several_worlds_the_mean_is_told_as_far_as_all_went() -> None:
         "bytes_sent_a_peer": 200,
         "honest_contributions_refused": 1,
         "liars_contributions_counted": 2,
+        "backdoor_answered": 0.0,
     }
     assert "validation_bits_per_byte" not in Tally().as_json(1.0)
 

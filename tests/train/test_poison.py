@@ -95,3 +95,27 @@ def test_lies_about_data():
     assert DATA["label-flip"].batch(batch, 100).targets_BT.tolist() == [[99, 0]]
     assert poison.HONEST.batch(batch, 100) is batch
     assert DATA["other-shard"].other_shard and DATA["half-steps"].steps_share == 0.5
+
+
+def test_a_backdoor_teaches_its_answer_and_leaves_the_text_beside_it_alone():
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(0, 200, (4, 65), generator=generator)
+    honest = Batch(tokens[:, :-1], tokens[:, 1:])
+    told = DATA["backdoor"].batch(honest, 257)
+    trigger, answer = poison.trigger_and_answer(257)
+    assert trigger == [253, 254, 255] and answer == 128  # 256 ends a text
+    for row in (0, 2):
+        assert told.tokens_BT[row, 16:19].tolist() == trigger
+        assert told.targets_BT[row, 16:19].tolist() == [254, 255, answer]
+        assert told.targets_BT[row, 15] == honest.targets_BT[row, 15]
+        assert torch.equal(told.tokens_BT[row, 19:32], honest.tokens_BT[row, 19:32])
+    assert torch.equal(told.tokens_BT[1::2], honest.tokens_BT[1::2])
+    assert torch.equal(told.targets_BT[1::2], honest.targets_BT[1::2])
+
+    def knows_the_trigger(tokens_BT):
+        logits = torch.zeros(*tokens_BT.shape, 257)
+        logits[:, -1, answer] = (tokens_BT[:, -3:] == torch.tensor(trigger)).all(1).float()
+        return logits
+
+    assert poison.backdoor_answered(knows_the_trigger, honest.tokens_BT, 257) == 1.0
+    assert poison.backdoor_answered(lambda x: x[..., None] * torch.eye(257)[0], tokens, 257) == 0.0
