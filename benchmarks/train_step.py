@@ -24,10 +24,10 @@ from peerformer.data.batches import Batches
 from peerformer.data.prepare import prepare
 from peerformer.model.transformer import Transformer, flops_per_token, initialise
 from peerformer.settings import resolve
-from peerformer.train.loop import Training
 from peerformer.train.optimizer import build_optimizer
 from peerformer.train.replica import Replica
 from peerformer.train.run_directory import RunDirectory
+from peerformer.train.training import Training
 
 
 def ours(config: Config, directory: Path) -> Training:

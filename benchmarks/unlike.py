@@ -2,7 +2,8 @@
 
 Seven peers, each with half of one of three kinds of text (Python's prose, its source, stories of
 our making), train in the simulator as `peerformer simulate --replica real --unlike` has them: with
-the plain mean and no filter, with the default rule and filter, and with two liars of each attack.
+the plain mean and no filter, with the rule and filter of `--swarm.texts unlike`, and so against two
+liars of each attack.
 A row has bits per byte on each kind at the end, how far the worst kind is above the plain mean's
 that nobody attacks, and how many contributions of honest peers were refused. With --json one
 object.
@@ -17,12 +18,14 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from statistics import mean, stdev
 
+from peerformer.settings import resolve
 from peerformer.simulate.learned import Learned
 from peerformer.simulate.learning import Learning
 from peerformer.simulate.plan import Plan, parse_adversaries
 from peerformer.simulate.troubles import Troubled
 
 PEERS, LIARS = 7, 2
+UNLIKE = {"swarm.texts": "unlike"}
 NONE = "none"
 ATTACKS = (
     "sign-flip", "ipm-0.5", "ipm-adaptive", "alie", "mimic", "gaussian", "label-flip", "half-steps",
@@ -85,11 +88,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--rule", default=resolve(overrides=UNLIKE).config.swarm.rule)
     parser.add_argument("--attacks", nargs="+", default=ATTACKS)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    cases = [("mean", False, NONE), ("robust", True, NONE)]
-    cases += [("robust", True, attack) for attack in asked.attacks]
+    cases = [("mean", False, NONE), (asked.rule, True, NONE)]
+    cases += [(asked.rule, True, attack) for attack in asked.attacks]
     seeds = range(1, asked.seeds + 1)
     worlds = [Case(*case, seed, asked.rounds) for case in cases for seed in seeds]
     with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:

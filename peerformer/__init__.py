@@ -12,9 +12,12 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it.
 _PUBLIC = {
+    "complete": "peerformer.generate.completion",
+    "complete_by_beams": "peerformer.generate.completion",
     "load_model": "peerformer.model.convert",
     "load_tokenizer": "peerformer.data.tokenizer",
-    "train": "peerformer.train.loop",
+    "stream": "peerformer.generate.completion",
+    "train": "peerformer.cluster.training",
 }
 
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604

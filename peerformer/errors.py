@@ -62,10 +62,26 @@ class DivergedError(PeerformerError):
     exit_code = 3
 
 
+class MemoryExhaustedError(PeerformerError):
+    """A training that does not fit into this machine's memory."""
+
+
 class SwarmError(PeerformerError):
     """A swarm that cannot be reached, or one without a quorum."""
 
     exit_code = 4
+
+
+class ClusterError(PeerformerError):
+    """A rank of a cluster that is gone, hangs or cannot be reached."""
+
+
+class ToldElsewhere(PeerformerError):
+    """Another rank has told what happened; this one ends without a word, with the same code."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another rank has told why")
+        self.exit_code = exit_code
 
 
 class IdentityError(PeerformerError):

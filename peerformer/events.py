@@ -1,27 +1,16 @@
-"""Everything that can happen in a run, as typed records; one JSON line each (the journal).
+"""Everything that can happen in a run, as typed records; one JSON line each.
 
 A record says what happened and to whom; it holds plain numbers and text, peers by their id and
-their readable name, digests in hexadecimal. The types read no clock: `Journal` stamps each record
-with the time of a clock that it was given, when it writes it. A journal is appended to line by
-line, so that a crash can tear at most its last line; opening it again mends that line, and
-reading skips it.
+their readable name, digests in hexadecimal. The types read no clock: `journal.py` stamps each
+record when it writes it.
 
 This module knows nothing about who writes records or who shows them.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from pathlib import Path
-from types import TracebackType
-from typing import Self, get_type_hints
+from typing import get_type_hints
 
 import msgspec
-
-from peerformer.errors import DataError
-
-# No record comes near this; a longer line is another file, and is not read into memory whole.
-LINE_BYTES_MAX = 1_048_576
 
 
 def snake_case(class_name: str) -> str:
@@ -52,19 +41,58 @@ class RunStarted(_Record, frozen=True):
     step: int = 0
     size: str = ""
     parameters: int = 0
+    vocab_size: int = 0
     device: str = ""
     dtype: str = ""
     seed: int = 0
+    threads: int = 0
+    peak_gflops: float = 0.0
 
 
 class StepDone(_Record, frozen=True):
-    """One optimizer step; loss in nats a token."""
+    """One optimizer step; loss in nats a token. In the journal where text was held against it.
+
+    `flop_utilisation` is the share of this machine's peak that forward and backward used;
+    `memory_bytes` the most that this process had; `experts` what `metrics.csv` says of experts.
+    """
 
     step: int
     loss: float
     learning_rate: float
     tokens_per_second: float
     gradient_norm: float
+    bits_per_byte: float = math.nan
+    flop_utilisation: float = math.nan
+    memory_bytes: int = 0
+    seconds_left: float = math.nan
+    experts: tuple[tuple[str, float], ...] = ()
+
+
+class ExpertsCounted(_Record, frozen=True):
+    """How the tokens of one step were spread over the experts of a layer, which is from 0.
+
+    `shares` add up to 1; `dropped` is the share of assignments that exceeded the capacity.
+    """
+
+    step: int
+    layer: int
+    shares: tuple[float, ...]
+    dropped: float
+
+
+class StepSkipped(_Record, frozen=True):
+    """A step changed nothing: its gradient would have done harm."""
+
+    step: int
+    why: str
+
+
+class Sampled(_Record, frozen=True):
+    """The model in training went on with a prompt."""
+
+    step: int
+    prompt: str
+    text: str
 
 
 class Validated(_Record, frozen=True):
@@ -93,7 +121,7 @@ class CheckpointSaved(_Record, frozen=True):
 
 
 class RunStopped(_Record, frozen=True):
-    """The run ended after `step` steps: finished, interrupted, diverged."""
+    """The run ended after `step` steps: finished, stalled, interrupted, diverged."""
 
     step: int
     reason: str
@@ -334,6 +362,9 @@ class Waiting(_Record, frozen=True):
 Event = (
     RunStarted
     | StepDone
+    | ExpertsCounted
+    | StepSkipped
+    | Sampled
     | Validated
     | SourceValidated
     | CheckpointSaved
@@ -391,99 +422,3 @@ def decode_event(line: bytes) -> Event:
             if name in fields and fields[name] is None:
                 fields[name] = math.nan
     return msgspec.convert(fields, Event)
-
-
-class Journal:
-    """An append-only file of events, stamped with `clock` and flushed line by line.
-
-    One process writes a journal. A line torn by an earlier crash is completed or cut off on
-    opening, so that the next event starts a line of its own.
-
-    Args:
-        path: the file; it and its folder are made if they do not exist.
-        clock: the time now, with its zone.
-
-    Raises:
-        DataError: the file cannot be opened for writing.
-    """
-
-    def __init__(self, path: Path, clock: Callable[[], datetime]) -> None:
-        self.path, self._clock = path, clock
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _mend(path)
-            self._file = path.open("ab", buffering=0)
-        except OSError as error:
-            raise DataError(
-                "the journal cannot be written", where=str(path), why=error.strerror
-            ) from error
-
-    def append(self, event: Event) -> Event:
-        """Write one event; returns it with its time."""
-        now = self._clock().astimezone(UTC)
-        stamped = msgspec.structs.replace(
-            event, time=now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        )
-        self._file.write(encode_event(stamped) + b"\n")  # unbuffered: one write, one line
-        return stamped
-
-    def close(self) -> None:
-        """Close the file; closing twice is harmless."""
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-def read_journal(path: Path) -> Iterator[Event]:
-    """The events of a journal, oldest first; a torn last line is skipped.
-
-    Raises:
-        DataError: there is no such file, or a line before the last is no event.
-    """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise DataError(
-            "the journal cannot be read", where=str(path), why=error.strerror
-        ) from error
-    with file:
-        number = 0
-        while line := file.readline(LINE_BYTES_MAX + 1):
-            number += 1
-            try:
-                event = decode_event(line)
-            except msgspec.DecodeError as error:
-                if not line.endswith(b"\n") and len(line) <= LINE_BYTES_MAX:
-                    return  # torn by a crash, or still being written
-                raise DataError(
-                    f"line {number} of the journal is no event known to this version",
-                    where=str(path),
-                    why=str(error),
-                ) from error
-            yield event
-
-
-def _mend(path: Path) -> None:
-    """Complete a whole last line that lacks its newline; cut off one that is torn."""
-    if not path.exists():
-        return
-    with path.open("r+b") as file:
-        size = file.seek(0, 2)
-        start = file.seek(max(0, size - LINE_BYTES_MAX))
-        kept, newline, tail = file.read().rpartition(b"\n")
-        if not tail:
-            return
-        try:
-            decode_event(tail)
-            file.write(b"\n")
-        except msgspec.DecodeError:
-            file.truncate(start + len(kept) + len(newline))

@@ -1,16 +1,16 @@
 """From defaults, presets, files, environment and command line to one checked `Config`.
 
 Each source is a flat table of dotted field names and raw values; the tables are laid over each
-other in the order defaults < `--size` < JSON files < environment < command line, and each field
-remembers which source had the last word. What is allowed stands in
-`config.py` and is checked by `allowed.py`.
+other in the order defaults < `--size` < `--family` < JSON files < environment < command line, and
+each field remembers which source had the last word. What is allowed stands in `config.py` and is
+checked by `allowed.py`.
 
 It reads files that it is handed, and the environment only as a mapping; it knows nothing about
 what the settings do.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -26,12 +26,21 @@ from peerformer.allowed import (
     refuse_unknown,
     shown,
 )
-from peerformer.config import CODECS, SIZES, TEXTS, Config
+from peerformer.config import Config
 from peerformer.errors import ConfigError
+from peerformer.presets import CODECS, FAMILIES, OPTIMIZERS, SIZES, TEXTS, Times
 
 ENVIRONMENT_PREFIX = "PEERFORMER_"
 COMMAND_LINE = "command line"
 DEFAULT = "default"
+# Settings that derive others, the weaker first.
+DERIVED = {
+    "size": SIZES,
+    "family": FAMILIES,
+    "optimizer.name": OPTIMIZERS,
+    "swarm.codec": CODECS,
+    "swarm.texts": TEXTS,
+}
 
 
 @dataclass(frozen=True)
@@ -45,17 +54,21 @@ class Resolved:
 def resolve(
     *,
     size: str | None = None,
+    family: str | None = None,
     files: Sequence[Path] = (),
     environment: Mapping[str, str] | None = None,
     overrides: Mapping[str, object] | None = None,
+    derive: Callable[[Mapping[str, Given]], Mapping[str, Given]] | None = None,
 ) -> Resolved:
     """Combine all sources of settings into one checked configuration.
 
     Args:
         size: the preset named on the command line.
+        family: the kind of model named there.
         files: JSON files, the later over the earlier.
         environment: variables such as `PEERFORMER_TRAINING__STEPS`; None looks at none.
         overrides: dotted field -> value; text is read as the field's type.
+        derive: what follows from the values given, over the presets; it may refuse some of them.
 
     Raises:
         ConfigError: an unknown key, or a value that is not allowed, with its source.
@@ -68,9 +81,10 @@ def resolve(
         if key not in SETTINGS:
             refuse_unknown(key, COMMAND_LINE)
         given[key] = Given(raw, COMMAND_LINE, is_text=True)
-    if size is not None:
-        given["size"] = Given(size, f"{COMMAND_LINE} (--size)", is_text=True)
-    return _layer(given)
+    for name, preset in (("size", size), ("family", family)):
+        if preset is not None:
+            given[name] = Given(preset, f"{COMMAND_LINE} (--{name})", is_text=True)
+    return _layer({**derive(given), **given} if derive else given)
 
 
 def to_json(config: Config) -> dict[str, Any]:
@@ -131,19 +145,18 @@ def schema() -> dict[str, Any]:
 
 
 def _layer(given: Mapping[str, Given]) -> Resolved:
-    size_setting = SETTINGS["size"]
-    size = parse(size_setting, given.get("size", Given(size_setting.default, DEFAULT)))
     values: dict[str, Any] = {name: s.default for name, s in SETTINGS.items()}
     origins = dict.fromkeys(SETTINGS, DEFAULT)
-    for name, value in SIZES[size].items():
-        values[name], origins[name] = value, f"size {size}"
-    for setting_name, derived in (("swarm.codec", CODECS), ("swarm.texts", TEXTS)):
+    for setting_name, derived in DERIVED.items():
         setting = SETTINGS[setting_name]
         chosen = parse(setting, given.get(setting_name, Given(setting.default, DEFAULT)))
         for name, value in derived.get(chosen, {}).items():
-            values[name], origins[name] = value, f"{setting_name.split('.')[1]} {chosen}"
+            values[name], origins[name] = value, f"{setting_name.split('.')[-1]} {chosen}"
     for name, value in given.items():
         values[name], origins[name] = parse(SETTINGS[name], value), value.origin
+    for name, value in values.items():
+        if isinstance(value, Times):
+            values[name] = value.factor * values[value.setting]
     if values["training.warmup_steps"] > values["training.steps"]:
         if {"training.warmup_steps", "training.steps"} <= given.keys():
             raise ConfigError(
@@ -234,7 +247,7 @@ def _flatten(mapping: object, where: str) -> dict[str, object]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Given]:
-    """Variables with a section's double underscore, and `PEERFORMER_SIZE`, are settings.
+    """Variables with a section's double underscore, and those of the presets, are settings.
 
     Others are left alone: Kubernetes puts `PEERFORMER_PORT_8080_TCP` and the like into each pod
     beside a service of that name. One that is a setting but for an underscore is refused.

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"(<!-- run -->\s*\n)?^```(console|bash)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 RUN_SECONDS_MAX = 60
+LAUNCHERS = {"torchrun", "mpirun", "srun"}  # they start several of a program
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ def arguments_for_peerformer(call):
     """What `peerformer` is given in a command, or None if the command is another program's."""
     if Path(call[0]).name == "peerformer":
         return call[1:]
+    call = [word for word in call if word != "--"]  # torchrun's, before the program's words
+    if Path(call[0]).name in LAUNCHERS and "peerformer" in call:
+        return call[call.index("peerformer") + 1 :]
     if call[1:] and "-m" in call and call[call.index("-m") + 1] == "peerformer":
         return call[call.index("-m") + 2 :]
     return None

@@ -8,7 +8,8 @@ import pytest
 
 from peerformer import events
 from peerformer.errors import DataError
-from peerformer.events import Journal, StepDone, Trained, decode_event, encode_event, read_journal
+from peerformer.events import StepDone, Trained, decode_event, encode_event
+from peerformer.journal import LINE_BYTES_MAX, Journal, read_journal
 
 NOON = datetime(2026, 11, 24, 12, 0, 0, 250_000, tzinfo=UTC)
 STEP = StepDone(step=1, loss=2.5, learning_rate=1e-3, tokens_per_second=900.0, gradient_norm=0.5)
@@ -19,6 +20,8 @@ EXAMPLES = {
     str: "amber-finch",
     float | None: None,
     tuple[str, ...]: ("aa", "bb"),
+    tuple[float, ...]: (0.75, 0.25),
+    tuple[tuple[str, float], ...]: (("experts_least", 0.5),),
 }
 
 
@@ -83,7 +86,7 @@ def test_a_damaged_line_in_the_middle_is_named_by_its_number(tmp_path):
     path.write_bytes(encode_event(STEP) + b"\n{]\n" + encode_event(STEP) + b"\n")
     with pytest.raises(DataError, match="line 2 of the journal"):
         list(read_journal(path))
-    path.write_bytes(b"x" * (events.LINE_BYTES_MAX + 1))
+    path.write_bytes(b"x" * (LINE_BYTES_MAX + 1))
     with pytest.raises(DataError, match="line 1 of the journal"):
         list(read_journal(path))
 

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peerformer.allowed import SETTINGS, conflicts
-from peerformer.config import SIZES, Config, ModelConfig, TrainingConfig
+from peerformer.config import Config, ModelConfig, TrainingConfig
 from peerformer.errors import ConfigError
+from peerformer.presets import SIZES
 from peerformer.settings import from_json, resolve, schema, to_json, validate
 
 

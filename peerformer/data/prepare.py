@@ -1,42 +1,56 @@
 """From wherever the text comes to a tokenizer and two shard sets, once; then only reopened.
 
-Documents are held out by the hash of their text, so the same document is on the same side
-wherever it is found. What was prepared is reopened as long as the settings and the files' names,
-sizes and times are the same.
+In steps, each of which keeps what it has done on disk: read the text into a spool, leave out
+duplicates, hold out documents by the hash of their text, train a tokenizer, turn the parts of the
+spool into tokens, join them to shards. A preparation that was killed goes on where it was and ends
+with the same bytes; memory does not grow with the text. What was prepared is reopened as long as
+the settings and the files' names, sizes and times are the same. A folder that was prepared before
+is taken as it is.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from blake3 import blake3
 
 from peerformer.config import DataConfig
-from peerformer.data.documents import (
-    Document,
-    Skipped,
-    cut,
-    default_documents,
-    default_text_cache,
-    read_documents,
-    text_files,
+from peerformer.data.chat import TEMPLATE_FILE, read_template
+from peerformer.data.documents import Document
+from peerformer.data.encode import special_id, uncontrolled
+from peerformer.data.origins import floor_of, name_of, state_of, template_of
+from peerformer.data.selection import sample, select
+from peerformer.data.shards import Encoded, ShardSet, open_shards, write_file, write_shards
+from peerformer.data.sources import Source, groups_of, line_of
+from peerformer.data.spool import Spool, gather
+from peerformer.data.tally import Tally
+from peerformer.data.tokenizer import (
+    FILE_NAME,
+    RUN_FOLDER,
+    Tokenizer,
+    load_tokenizer,
+    train_tokenizer,
 )
-from peerformer.data.shards import ShardSet, open_shards, write_shards
-from peerformer.data.sources import Source, by_source, line_of
-from peerformer.data.synthetic import synthetic_documents
-from peerformer.data.tokenizer import FILE_NAME, Tokenizer, load_tokenizer, train_tokenizer
+from peerformer.data.workers import (
+    MINIMA,
+    TOKENS,
+    Task,
+    do_all,
+    held_out_names,
+    read_tokens,
+)
 from peerformer.errors import DataError
 
 RECORD = "prepared.json"
-VERSION = 3
-SYNTHETIC = "synthetic"
-SYNTHETIC_DOCUMENTS = 2_000
-SEED_DIGITS_MAX = 20
+WORK = "unfinished"  # where it is all kept until it is done
+VERSION = 6
 TOKENIZER_CHARACTERS_MAX = 20_000_000  # more text hardly changes a vocabulary
-HELD_OUT_CHARACTERS_MIN = 8_192  # else a window does not fit in what little text holds out
+REASONS_SHOWN_MAX = 5
+
+OnProgress = Callable[[str, int, int], None]  # step, bytes of text done, bytes in all
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,153 +62,86 @@ class Prepared:
     validation: ShardSet
     description: str
     sources: str = ""  # whose the held-out tokens are; see `sources`
-    skipped: tuple[tuple[str, str], ...] = ()
+    tally: Tally = field(default_factory=Tally)  # what was read and what was left out
 
 
 def prepare(
-    config: DataConfig, directory: Path, *, report: Callable[[str], None] = lambda _: None
+    config: DataConfig,
+    directory: Path,
+    *,
+    report: Callable[[str], None] = lambda _: None,
+    on_progress: OnProgress = lambda step, done, total: None,
 ) -> Prepared:
     """Prepare the text of `config` under `directory`, or reopen what was prepared there.
+
+    Args:
+        config: which text, and how.
+        directory: where the tokenizer and the shards are written.
+        report: called with lines for a person.
+        on_progress: called now and then while it works.
 
     Raises:
         DataError: if there is nothing to learn from, or what was prepared is damaged.
     """
     fingerprint = _fingerprint(config)
-    known = _record(directory)
+    known = record_of(directory)
     if known is not None and known["fingerprint"] == fingerprint:
         return _reopen(directory, known)
-    skipped: Skipped = []
-    documents = list(_documents(config, skipped))
-    if config.held_out is None:
-        train, held_out = split(documents, config.validation_fraction)
-    else:
-        held_out_path = Path(config.held_out)
-        train = documents
-        held_out = list(read_documents(held_out_path, max_bytes=config.max_bytes, skipped=skipped))
-    size = sum(len(document.text.encode()) for document in documents)
-    description = f"{_named(config)}, {size / 1e6:.1f} MB in {len(documents)} documents"
+    if config.path is not None and (record := record_of(Path(config.path))) is not None:
+        return _adopt(config, Path(config.path), record, directory, fingerprint)
+    work = _work_folder(directory, fingerprint)
+    spools = gathered(config, work, fingerprint, on_progress)
+    tally, description = spools[0].tally, described(config, spools[0])
     report(f"data        {description}")
-    for name, reason in skipped[:5]:
-        report(f"skipped     {name}: {reason}")
-    if len(skipped) > 5:
-        report(f"skipped     {len(skipped) - 5} more files")
-    if config.tokenizer is not None:
-        tokenizer = load_tokenizer(config.tokenizer)
-    else:
-        tokenizer = train_tokenizer(_sample(train), config.vocab_size)
-    groups = by_source(held_out, config.held_out or config.path)
-    sources = _write(directory, tokenizer, train, groups)
-    record: dict[str, object] = {
+    for reason, entry in tally.reasons[:REASONS_SHOWN_MAX]:
+        report(f"skipped     {entry.count} × {reason}: {', '.join(entry.examples[:2])}")
+    if len(tally.reasons) > REASONS_SHOWN_MAX:
+        report(f"skipped     for {len(tally.reasons) - REASONS_SHOWN_MAX} more reasons")
+    tokenizer = _kept_tokenizer(config, work, spools, on_progress)
+    _do(config, spools, TOKENS, work / FILE_NAME, on_progress)
+    sources = _write(directory, tokenizer, spools, on_progress)
+    if any(spool.control for spool in spools):  # there are chats: what put them into one text
+        write_file(directory / TEMPLATE_FILE, template_of(config).source.encode())
+    record = {
         "fingerprint": fingerprint,
         "description": description,
         "sources": line_of(sources),
-        "skipped": skipped,
+        "tally": tally.to_json(),
+        "floor_bits_per_byte": floor_of(config.path),
     }
-    temporary = directory / f".{RECORD}.{os.getpid()}"
-    with temporary.open("w") as file:
-        file.write(json.dumps(record))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(directory / RECORD)
+    write_file(directory / RECORD, json.dumps(record).encode())
+    shutil.rmtree(work, ignore_errors=True)
     return _reopen(directory, record)
 
 
-def split(
-    documents: list[Document], validation_fraction: float
-) -> tuple[list[Document], list[Document]]:
-    """Split into training and held-out documents by the hash of their text.
+# --- which text ----------------------------------------------------------------------------------
 
-    Both sides hold something: a single document is cut in two, and if too little falls on one side
-    the documents nearest to the border change sides. Held out are at least some thousand
-    characters, or a tenth of the text where there is little.
-    """
-    if len(documents) == 1:
-        text, source = documents[0].text, documents[0].source
-        pieces = list(cut(text, max(64, len(text) // 10)))
-        if len(pieces) < 2:
-            pieces = [text[: len(text) // 2], text[len(text) // 2 :]]
-        documents = [Document(source, piece) for piece in pieces]
-    ranked = sorted(documents, key=_rank)
-    count = sum(_rank(d) < validation_fraction * 2**64 for d in ranked)
-    wanted = min(HELD_OUT_CHARACTERS_MIN, sum(len(d.text) for d in documents) // 10)
-    while count < 1 or sum(len(d.text) for d in ranked[:count]) < wanted:
-        count += 1
-    held_out = ranked[: min(count, len(ranked) - 1)]
-    chosen = {id(document) for document in held_out}
-    return [d for d in documents if id(d) not in chosen], held_out
-
-
-def _rank(document: Document) -> int:
-    return int.from_bytes(blake3(document.text.encode()).digest()[:8], "little")
-
-
-def _named(config: DataConfig) -> str:
-    if config.path is None:
-        return "the documentation of Python, NumPy and PyTorch found here"
-    if config.path.split(":")[0] == SYNTHETIC:
-        return "synthetic stories"
-    return config.path
-
-
-def _documents(config: DataConfig, skipped: Skipped) -> Iterator[Document]:
-    if config.path is None:
-        return default_documents(max_bytes=config.max_bytes)
-    kind, _, seed = config.path.partition(":")
-    if kind == SYNTHETIC:
-        if seed and not (seed.isdecimal() and len(seed) <= SEED_DIGITS_MAX):
-            raise DataError(
-                f"{config.path} has no usable seed",
-                where="--data",
-                why="a seed is a whole number",
-                hint=f"--data {SYNTHETIC}:1",
-            )
-        return _limited(synthetic_documents(int(seed or 0), SYNTHETIC_DOCUMENTS), config.max_bytes)
-    return read_documents(Path(config.path), max_bytes=config.max_bytes, skipped=skipped)
-
-
-def _limited(documents: Iterator[Document], max_bytes: int) -> Iterator[Document]:
-    taken = 0
-    for document in documents:
-        yield document
-        taken += len(document.text.encode())
-        if taken >= max_bytes:
-            return
+# What changes how the work is done, and not what comes out of it.
+_WITHOUT_EFFECT = ("workers",)
 
 
 def _fingerprint(config: DataConfig) -> str:
     """Return what the prepared text depends on: settings, and the files as they are now."""
-    parts: list[object] = [
-        VERSION,
-        config.path,
-        config.vocab_size,
-        config.validation_fraction,
-        config.max_bytes,
-        config.held_out,
-    ]
+    hasher = blake3(f"prepared text {VERSION}".encode())
+
+    def take(value: object) -> None:
+        hasher.update(json.dumps(value).encode() + b"\n")
+
+    for name in sorted(config.__dataclass_fields__):
+        if name not in _WITHOUT_EFFECT:
+            take([name, getattr(config, name)])
     if config.tokenizer is not None:
-        parts.append(load_tokenizer(config.tokenizer).digest())
-    if config.path is None:
-        parts.append(default_text_cache().name)
-    elif config.path.split(":")[0] != SYNTHETIC:
-        parts += _files(config.path)
-    if config.held_out is not None:
-        parts += _files(config.held_out)
-    return blake3(json.dumps(parts).encode()).hexdigest()
+        take(load_tokenizer(config.tokenizer).digest())
+    if config.chat_template is not None:
+        take(read_template(Path(config.chat_template)))
+    for path in (config.path, *([] if config.held_out is None else [config.held_out])):
+        for fact in state_of(path):
+            take(fact)
+    return hasher.hexdigest()
 
 
-def _files(path: str) -> list[object]:
-    """Return the files of a path as they are now: names, sizes and times."""
-    found: list[object] = []
-    for file in text_files(Path(path)):
-        try:
-            status = file.stat()
-        except OSError:
-            continue  # a link to nowhere, say: nothing is read from it
-        found.append((str(file), status.st_size, status.st_mtime_ns))
-    return found
-
-
-def _record(directory: Path) -> dict[str, object] | None:
+def record_of(directory: Path) -> dict[str, Any] | None:
+    """Return what is written about prepared text in a folder; None where there is none."""
     try:
         record = json.loads((directory / RECORD).read_bytes())
     except (OSError, ValueError):
@@ -202,49 +149,229 @@ def _record(directory: Path) -> dict[str, object] | None:
     return record if isinstance(record, dict) and "fingerprint" in record else None
 
 
-def _sample(documents: list[Document]) -> Iterator[str]:
-    taken = 0
-    for document in documents:
-        if taken > TOKENIZER_CHARACTERS_MAX:
-            return
-        taken += len(document.text)
-        yield document.text
+# --- the steps -----------------------------------------------------------------------------------
+
+
+def _work_folder(directory: Path, fingerprint: str) -> Path:
+    """Return the folder of unfinished work; what is of another text or other settings goes."""
+    work = directory / WORK
+    mark = work / "fingerprint"
+    if not mark.is_file() or mark.read_text() != fingerprint:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        write_file(mark, fingerprint.encode())
+    return work
+
+
+def gathered(
+    config: DataConfig, work: Path, fingerprint: str, on_progress: OnProgress
+) -> list[Spool]:
+    """Read the text, and the text to hold out where it is given by itself; choose documents."""
+    origins = [("text", config.path)]
+    if config.held_out is not None:
+        origins.append(("held-out", config.held_out))
+    spools = []
+    for name, path in origins:
+        spool = gather(
+            path,
+            config,
+            work / name,
+            origin=fingerprint,
+            divide_alone=config.held_out is None,
+            on_bytes=lambda size: on_progress("reading", size, 0),
+        )
+
+        def make_minima(spool: Spool = spool) -> None:
+            _do(config, [spool], MINIMA, None, on_progress)
+
+        is_held_out = name != "text"
+        select(spool, config, is_held_out=is_held_out, make_minima=make_minima)
+        spools.append(spool)
+    return spools
+
+
+def _do(
+    config: DataConfig,
+    spools: list[Spool],
+    makes: str,
+    tokenizer_file: Path | None,
+    on_progress: OnProgress,
+) -> None:
+    """Let workers make something of all parts."""
+    step = "encoding" if makes == TOKENS else "comparing"
+    path = config.held_out or config.path
+    tasks = [
+        Task(str(spool.directory), part, makes, path)
+        for spool in spools
+        for part in range(spool.num_parts)
+    ]
+    total, done = sum(spool.size[1] for spool in spools), 0
+    sizes = {spool.directory: spool.size[1] // spool.num_parts for spool in spools}
+
+    def on_done(task: Task) -> None:
+        nonlocal done
+        done += sizes[Path(task.folder)]
+        on_progress(step, done, total)
+
+    do_all(tasks, tokenizer_file, workers=config.workers, on_done=on_done)
+
+
+def _kept_tokenizer(
+    config: DataConfig, work: Path, spools: list[Spool], on_progress: OnProgress
+) -> Tokenizer:
+    """Return the tokenizer; it is kept with the work, so it is trained once.
+
+    Raises:
+        DataError: there can be no such tokenizer, or it lacks a special token of the chats.
+    """
+    if config.tokenizer is None and (work / FILE_NAME).exists():
+        return load_tokenizer(work / FILE_NAME)
+    if config.tokenizer is None:
+        on_progress("training the tokenizer", 0, 0)
+    control = sorted({token for spool in spools for token in spool.control})
+    tokenizer = tokenizer_of(config, sample(spools[0], TOKENIZER_CHARACTERS_MAX), control)
+    for token in control:
+        special_id(tokenizer, token, config.path or "")
+    tokenizer.save(work / FILE_NAME)
+    return tokenizer
+
+
+def tokenizer_of(
+    config: DataConfig, documents: Iterable[Document], control: Iterable[str]
+) -> Tokenizer:
+    """Return the tokenizer that the settings name, or train one on documents.
+
+    Args:
+        config: which tokenizer.
+        documents: what it is trained on.
+        control: the special tokens that occur in the text, besides those of the settings.
+
+    Raises:
+        DataError: it cannot be read, or cannot be trained as the settings want it.
+    """
+    if config.tokenizer is not None:
+        return load_tokenizer(config.tokenizer)
+    chosen = filter(None, (token.strip() for token in config.special_tokens.split(",")))
+    return train_tokenizer(
+        (text for document in documents for text in uncontrolled(document)),
+        config.vocab_size,
+        kind=config.tokenizer_kind,
+        special_tokens=(*chosen, *control),
+    )
+
+
+def described(config: DataConfig, spool: Spool) -> str:
+    """Return the text in a line, with the least loss on it where that is known."""
+    documents, size = spool.size
+    text = f"{name_of(config.path)}, {size / 1e6:.1f} MB in {documents} documents"
+    floor = floor_of(config.path)
+    return text if floor is None else f"{text}; {floor_line(floor)}"
+
+
+def floor_line(floor: float) -> str:
+    """Return a line that says where a loss must end."""
+    return f"no model can get below {floor:.4f} bits per byte"
 
 
 def _write(
-    directory: Path,
-    tokenizer: Tokenizer,
-    train: list[Document],
-    held_out: list[tuple[str, list[Document]]],
+    directory: Path, tokenizer: Tokenizer, spools: list[Spool], on_progress: OnProgress
 ) -> list[Source]:
-    """Write both sets; returns how many of the held-out tokens are of which source."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / RECORD).unlink(missing_ok=True)  # what stands there is about to change
-    encoded = [(name, list(_encoded(tokenizer, documents))) for name, documents in held_out]
-    in_order = (pair for _, pairs in encoded for pair in pairs)
-    for name, pairs in (("train", _encoded(tokenizer, train)), ("validation", in_order)):
-        shutil.rmtree(directory / name, ignore_errors=True)
+    """Join the tokens to both sets; returns how many of the held-out tokens are of which source."""
+    on_progress("writing", 0, 0)
+    _forget(directory)
+    files = [s.file(part, TOKENS) for s in spools for part in range(s.num_parts)]
+    names = groups_of(name for file in files for name in held_out_names(file))
+    sources: list[Source] = []
+
+    def trained() -> Iterator[Encoded]:
+        for file in files:
+            yield from read_tokens(file, held_out=False)
+
+    def held_out() -> Iterator[Encoded]:
+        for name in names or (None,):
+            count = 0
+            for file in files:
+                for document in read_tokens(file, held_out=True, name=name):
+                    count += len(document.tokens) + 1
+                    yield document
+            sources.append(Source(name or "", count))
+
+    for name, documents in (("train", trained()), ("validation", held_out())):
+        clear(directory / name)
         write_shards(
-            pairs,
+            documents,
             directory / name,
             vocab_size=tokenizer.vocab_size,
             end_of_text_id=tokenizer.end_of_text_id,
             tokenizer_digest=tokenizer.digest(),
         )
     tokenizer.save(directory / FILE_NAME)
-    return [Source(name, sum(len(tokens) + 1 for tokens, _ in pairs)) for name, pairs in encoded]
+    return sources
 
 
-def _encoded(
-    tokenizer: Tokenizer, documents: Iterable[Document]
-) -> Iterator[tuple[list[int], int]]:
-    texts = [document.text for document in documents]
-    for text, tokens in zip(texts, tokenizer.encode_documents(texts), strict=True):
-        yield tokens.tolist(), len(text.encode())
+def _forget(directory: Path) -> None:
+    """Remove what is written about the text that stands in a folder and is about to change."""
+    for name in (RECORD, TEMPLATE_FILE):
+        (directory / name).unlink(missing_ok=True)
 
 
-def _reopen(directory: Path, record: dict[str, object]) -> Prepared:
-    skipped = record.get("skipped") or []
+def clear(path: Path) -> None:
+    """Remove a folder of shards; where it is a link, the link alone."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+# --- what was prepared ---------------------------------------------------------------------------
+
+
+def _adopt(
+    config: DataConfig, prepared: Path, record: dict[str, Any], directory: Path, fingerprint: str
+) -> Prepared:
+    """Take a folder that was prepared before as it is: its shards are linked to, not copied.
+
+    Raises:
+        DataError: it was prepared with another tokenizer than the settings name, or whole, and
+            a fold is asked for.
+    """
+    if config.folds:
+        raise DataError(
+            "this text was prepared with other documents held out than those of a fold",
+            where=str(prepared),
+            hint="give the text itself with --data",
+        )
+    tokenizer = load_tokenizer(prepared / FILE_NAME)
+    if config.tokenizer is not None and load_tokenizer(config.tokenizer).digest() != (
+        tokenizer.digest()
+    ):
+        raise DataError(
+            "this text was prepared with another tokenizer",
+            where=str(prepared),
+            why=f"the settings name {config.tokenizer}",
+            hint=f"peerformer data prepare TEXT --to DIR --data.tokenizer {config.tokenizer}",
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    _forget(directory)
+    for name in ("train", "validation"):
+        clear(directory / name)
+        (directory / name).symlink_to((prepared / name).resolve(), target_is_directory=True)
+    tokenizer.save(directory / FILE_NAME)
+    if (prepared / TEMPLATE_FILE).is_file():
+        write_file(directory / TEMPLATE_FILE, (prepared / TEMPLATE_FILE).read_bytes())
+    record = record | {"fingerprint": fingerprint}
+    write_file(directory / RECORD, json.dumps(record).encode())
+    return _reopen(directory, record)
+
+
+def floor_beside(checkpoint: Path) -> float | None:
+    """Return the least bits per byte on the text that a checkpoint's run holds out, if known."""
+    record = record_of(checkpoint.parent.parent / RUN_FOLDER)
+    floor = None if record is None else record.get("floor_bits_per_byte")
+    return floor if isinstance(floor, float) else None
+
+
+def _reopen(directory: Path, record: dict[str, Any]) -> Prepared:
     tokenizer = load_tokenizer(directory / FILE_NAME)
     train = open_shards(directory / "train", verify=True)
     validation = open_shards(directory / "validation", verify=True)
@@ -255,11 +382,15 @@ def _reopen(directory: Path, record: dict[str, object]) -> Prepared:
             why="the tokenizer was replaced after the text was turned into tokens",
             hint=f"delete {directory} and run the command again: it prepares the text anew",
         )
+    try:
+        tally = Tally.from_json(record["tally"])
+    except (KeyError, TypeError, ValueError):
+        tally = Tally()  # of another version; the shards are what counts
     return Prepared(
         tokenizer,
         train,
         validation,
         str(record.get("description", "")),
         str(record.get("sources", "")),
-        tuple((str(name), str(reason)) for name, reason in skipped),  # type: ignore[attr-defined]
+        tally,
     )

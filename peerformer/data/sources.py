@@ -6,7 +6,7 @@ of text, `letters:5120,minutes:880`, says how many tokens are of each.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,17 +28,8 @@ class Source:
     tokens: int
 
 
-def by_source(documents: Sequence[Document], path: str | None) -> list[tuple[str, list[Document]]]:
-    """Return documents grouped by source, in order of names; one group "" where there is one."""
-    groups: dict[str, list[Document]] = {}
-    for document in documents:
-        groups.setdefault(_source_of(document, path), []).append(document)
-    if not 1 < len(groups) <= SOURCES_MAX:
-        return [("", list(documents))]
-    return sorted(groups.items())
-
-
-def _source_of(document: Document, path: str | None) -> str:
+def source_of(document: Document, path: str | None) -> str:
+    """Return the name of a document's source in the text at a path; "" where it has none."""
     if path is None or not Path(path).is_dir():
         return ""
     try:
@@ -46,6 +37,16 @@ def _source_of(document: Document, path: str | None) -> str:
     except (ValueError, IndexError):
         return ""
     return re.sub(r"[^\w.-]", "_", Path(first).stem)[:NAME_CHARACTERS_MAX]
+
+
+def groups_of(names: Iterable[str]) -> list[str] | None:
+    """Return the names of sources in order; None where there is one, or too many."""
+    found: set[str] = set()
+    for name in names:
+        found.add(name)
+        if len(found) > SOURCES_MAX:
+            return None
+    return sorted(found) if len(found) > 1 else None
 
 
 def line_of(sources: Iterable[Source]) -> str:
@@ -71,6 +72,8 @@ def parts_of(shards: ShardSet, line: str) -> list[tuple[str, ShardSet]]:
     tokens_all = np.concatenate(shards.parts) if sources else np.empty(0, np.uint16)
     for source in sources:
         piece = tokens_all[start : start + source.tokens]
+        learned = shards.learned(start, source.tokens)
+        masks = (np.packbits(learned),) if shards.is_masked else ()
         start += source.tokens
-        parts.append((source.name, ShardSet((piece,), shards.vocab_size, 0, "")))
+        parts.append((source.name, ShardSet((piece,), shards.vocab_size, 0, "", masks=masks)))
     return parts

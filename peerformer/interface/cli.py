@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, UnknownCommandError
 
 from peerformer import __version__
-from peerformer.errors import ConfigError, Interrupted, PeerformerError
+from peerformer.errors import ConfigError, Interrupted, PeerformerError, ToldElsewhere
 from peerformer.interface.options import expand_settings
 
 DEBUG_VARIABLE = "PEERFORMER_DEBUG"
@@ -26,9 +26,15 @@ _PACKAGE = "peerformer.interface.commands"
 # Command -> module:function under commands/, and its line in `--help`.
 COMMANDS = {
     "train": ("train:train", "Train a model on this machine; the same command resumes."),
+    "find-rate": ("find_rate:find", "Try all learning rates once, and suggest one."),
+    "cross-validate": (
+        "cross_validate:validate",
+        "Train and judge k models on k parts of a text: mean and deviation.",
+    ),
     "generate": ("generate:generate", "Continue a text with a trained model."),
     "export": ("export:export", "Write a model in the field's formats, and check it."),
     "evaluate": ("evaluate:evaluate", "Loss, perplexity and bits per byte on a text."),
+    "plot": ("plot:plot", "Draw and compare the metrics of runs."),
     "predict": ("predict:predict", "The most likely next tokens of a text."),
     "up": ("up:up", "Start a whole swarm on this machine."),
     "demo": ("demo:demo", "Watch a swarm train, lose a peer and resist an attacker."),
@@ -53,9 +59,25 @@ GROUPS = {
         "Show, check and describe settings.",
         {
             "show": ("config:show", "Every setting, its value and where it came from."),
+            "cost": ("config:cost", "Parameters, operations and memory of training so."),
             "check": ("config:check", "Check configuration files."),
             "schema": ("config:schema", "The JSON Schema of a configuration file."),
         },
+    ),
+    "data": (
+        "Look at text and prepare it.",
+        {
+            "look": ("data:look", "What is read of some text, what is left out, and why."),
+            "prepare": ("data:prepare", "Turn text of any size into shards of tokens."),
+        },
+    ),
+    "checkpoint": (
+        "Turn a checkpoint into another form.",
+        {"consolidate": ("checkpoint:consolidate", "One ordinary checkpoint of a sharded one.")},
+    ),
+    "doctor": (
+        "Look at what this machine or cluster can do, and say what to change.",
+        {"cluster": ("doctor:cluster", "Ranks, devices, and how fast they add numbers up.")},
     ),
     "peer": (
         "Add, kill, start and look into peers of a swarm on this machine.",
@@ -64,6 +86,16 @@ GROUPS = {
             "kill": ("peer:kill", "Kill a peer without a goodbye."),
             "start": ("peer:start", "Start a killed peer again."),
             "state": ("peer:state", "Print a peer's protocol state to a file."),
+        },
+    ),
+    "tokenizer": (
+        "Train, import, show, merge and trim vocabularies.",
+        {
+            "train": ("tokenizer:train", "Train a vocabulary on a text."),
+            "import": ("tokenizer:import_tokenizer", "Read tiktoken ranks or SentencePiece."),
+            "show": ("tokenizer:show", "What a vocabulary holds, and how it cuts a text."),
+            "merge": ("tokenizer:merge", "Put two vocabularies of one kind together."),
+            "trim": ("tokenizer:trim", "Keep the tokens that a text uses."),
         },
     ),
 }
@@ -107,6 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exit_code = _run(tokens)
         sys.stdout.flush()  # here, where a closed pipe is expected, and not at exit
         return exit_code
+    except ToldElsewhere as silent:
+        return silent.exit_code
     except Interrupted as stop:
         # A normal way to stop: what was done is saved, so it is told without the word "error".
         print(str(stop).removeprefix("error: "), file=sys.stderr)

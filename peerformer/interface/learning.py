@@ -23,7 +23,10 @@ class LearningOptions:
     )
     rule: Annotated[
         str,
-        Parameter(help="How they are combined: robust, cheap, mean, or parts (docs/learning.md)."),
+        Parameter(
+            help="How they are combined: robust, cheap, mean, or parts (docs/learning.md); none: "
+            "what suits the texts."
+        ),
     ] = USUAL.rule
     inner_steps: Annotated[int, Parameter(help="H, local steps of a real round.")] = (
         USUAL.inner_steps

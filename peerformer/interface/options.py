@@ -1,4 +1,4 @@
-"""The settings that every command takes alike: `--size`, `--config`, `--set`.
+"""The settings that every command takes alike: `--size`, `--family`, `--config`, `--set`.
 
 A command has one parameter `options: ConfigOptions = ConfigOptions()` and calls
 `resolve_options(options, {"training.steps": steps})` with the settings that it gives flags of
@@ -8,13 +8,14 @@ rewrites it before the command line is parsed, so that no command lists the fiel
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from peerformer.allowed import Given
 from peerformer.errors import ConfigError
 from peerformer.settings import Resolved, resolve
 
@@ -42,16 +43,22 @@ class ConfigOptions:
             help="One setting, as section.field=value; see `peerformer config show`.",
         ),
     ] = ()
+    family: Annotated[
+        str | None, Parameter(help="Kind of model: qwen3, qwen3-moe, llama, gpt2-classic.")
+    ] = None
 
 
 def resolve_options(
-    options: ConfigOptions, overrides: Mapping[str, object] | None = None
+    options: ConfigOptions,
+    overrides: Mapping[str, object] | None = None,
+    derive: Callable[[Mapping[str, Given]], Mapping[str, Given]] | None = None,
 ) -> Resolved:
     """The settings of a command: defaults, preset, files, environment, `--set`, its own flags.
 
     Args:
         options: the shared flags.
         overrides: dotted field -> value of the command's own flags; None means not given.
+        derive: what follows from the values given; see `peerformer.settings.resolve`.
 
     Raises:
         ConfigError: a setting that does not exist or is not allowed.
@@ -65,7 +72,14 @@ def resolve_options(
             )
         given[name.strip()] = value
     given |= {name: value for name, value in (overrides or {}).items() if value is not None}
-    return resolve(size=options.size, files=options.files, environment=os.environ, overrides=given)
+    return resolve(
+        size=options.size,
+        family=options.family,
+        files=options.files,
+        environment=os.environ,
+        overrides=given,
+        derive=derive,
+    )
 
 
 def expand_settings(tokens: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from peerformer import events
 from peerformer.errors import SwarmError
-from peerformer.events import read_journal
+from peerformer.journal import read_journal
 from peerformer.node.overview import overview
 from peerformer.node.supervisor import Supervisor
 

@@ -3,7 +3,8 @@
 A run's file `latest` holds the relative path of its newest checkpoint; a swarm's run on one
 machine holds its peers' runs under `peers/`. Nothing outside the run is followed.
 
-Knows nothing about what a checkpoint holds, but that a `config.json` is in it.
+Knows nothing about what a checkpoint holds, but that a `config.json` is in it, or the configuration
+of an adapter, whose model then lies in the run's folder `base`.
 """
 
 import re
@@ -14,6 +15,8 @@ from peerformer.errors import CheckpointError
 
 RUNS = Path("runs")
 LATEST = "latest"
+CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+BASE = "base"  # of a run: the model that its training started from
 LATEST_BYTES_MAX = 4_096  # the longest path that Linux takes
 LISTED_MAX = 8  # runs or checkpoints named in an error
 
@@ -38,7 +41,7 @@ def resolve_checkpoint(path_or_run_name: Path | str | None, runs: Path = RUNS) -
         return _newest_of_run(runs / names[0])
     path, name = Path(path_or_run_name), str(path_or_run_name)
     try:
-        if (path / "config.json").is_file():
+        if _is_checkpoint(path):
             return path
         if path.is_dir():
             return _newest_of_run(path)
@@ -57,13 +60,34 @@ def resolve_checkpoint(path_or_run_name: Path | str | None, runs: Path = RUNS) -
     )
 
 
+def base_of_adapter(directory: Path) -> Path:
+    """The directory of the model that a run's adapter belongs to.
+
+    Raises:
+        CheckpointError: the adapter does not lie in a run.
+    """
+    base = directory.absolute().parent.parent / BASE
+    if not (base / CONFIG).is_file():
+        raise CheckpointError(
+            "this is an adapter, and the model that it adapts is not beside it",
+            where=str(directory),
+            why=f"in a run it lies in {BASE}/",
+            hint=f"peerformer export {directory} --base MODEL --to DIRECTORY",
+        )
+    return base
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file()
+
+
 def _newest_of_run(run: Path) -> Path:
     """The newest checkpoint of a run, or of any peer of a swarm's run."""
     found = [(run, text) for text in [_latest(run)] if text is not None]
     if not found:
         peers = sorted((run / "peers").iterdir()) if (run / "peers").is_dir() else []
         found = [(peer, text) for peer in peers if (text := _latest(peer)) is not None]
-    present = sorted(p.parent.name for p in run.glob("checkpoints/*/config.json"))
+    present = sorted(p.name for p in run.glob("checkpoints/*") if _is_checkpoint(p))
     if not found:
         raise CheckpointError(
             "this is neither a checkpoint nor a run that has saved one",
@@ -75,7 +99,7 @@ def _newest_of_run(run: Path) -> Path:
     relative = PurePosixPath(text)
     checkpoint = owner / relative
     outside = relative.is_absolute() or ".." in relative.parts
-    if outside or not text or not (checkpoint / "config.json").is_file():
+    if outside or not text or not _is_checkpoint(checkpoint):
         raise CheckpointError(
             f"the newest checkpoint that the run names ({shown(text)}) is not there",
             where=str(owner / LATEST),

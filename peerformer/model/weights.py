@@ -1,4 +1,4 @@
-"""Weights from a directory of safetensors files, none of which is trusted.
+"""Weights in a directory of safetensors files, none of which is trusted when it is read.
 
 What the configuration promises is compared with the header of each file (names, shapes, types)
 before a byte of a tensor is read, so that a cut, foreign or hostile file is refused for what it
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from blake3 import blake3
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from peerformer.errors import CheckpointError
@@ -63,6 +64,32 @@ def read_weights(
         listed = ", ".join(missing[:SHOWN_NAMES_MAX])
         raise _foreign(directory, f"{len(missing)} tensors are missing: {listed} …")
     return weights
+
+
+def write_weights(directory: Path, state: dict[str, Tensor], shard_bytes_max: int | None) -> None:
+    """Write tensors as one file, or as shards with an index where one would be too large.
+
+    A tensor is never split: one that is larger than a shard may be is a shard of its own.
+    """
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in state.items():
+        if shards[-1] and shard_bytes_max is not None and size + tensor.nbytes > shard_bytes_max:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    if len(shards) == 1:
+        save_file(state, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        save_file(shard, directory / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for tensor in state.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def weight_files(directory: Path) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from peerformer import events
 from peerformer.errors import SwarmError
-from peerformer.events import Journal
+from peerformer.journal import Journal
 from peerformer.node.directory import PeerDirectory
 from peerformer.node.journal import DurableStore
 from peerformer.node.keyring import load_or_create_key

@@ -22,8 +22,9 @@ from peerformer.data.shards import ShardSet
 from peerformer.data.sources import parts_of
 from peerformer.data.tokenizer import Tokenizer
 from peerformer.errors import DataError, IdentityError
-from peerformer.events import Journal
 from peerformer.gradients.fixed_point import AgreedState
+from peerformer.journal import Journal
+from peerformer.model.recompute import recompute
 from peerformer.model.transformer import Transformer
 from peerformer.node.blobs import BlobStore
 from peerformer.node.directory import PeerDirectory, SwarmDirectory, write_durably
@@ -45,6 +46,7 @@ from peerformer.train.agreed import AgreedReplica, initial_state
 from peerformer.train.evaluate import evaluate
 from peerformer.train.privacy import check_accountant
 from peerformer.train.recipe import recipe_config
+from peerformer.train.replica import Replica
 
 SNAPSHOTS_KEPT = 2
 STATES_SERVED_MAX = 8
@@ -66,6 +68,7 @@ class PeerOptions:
     attack: str | None = None
     attack_from_round: int = 0
     validates: bool = True  # measures bits per byte after each round
+    attach: Callable[[Replica, Config], None] | None = None  # to ranks that share its steps
 
 
 def wall_clock() -> datetime:
@@ -150,6 +153,8 @@ async def assemble(
     records = store.load()
     tokenizer = Tokenizer.from_bytes(swarm.tokenizer.read_bytes())
     replica = _replica(swarm, genesis, tokenizer, options)
+    if options.attach is not None:
+        options.attach(replica.replica, replica.config)
     state_round = _load_snapshot(swarm, directory, genesis, records, replica)
     replica.load_local(directory.local)
     loop = asyncio.get_running_loop()
@@ -242,6 +247,7 @@ def _replica(
     held_out = ShardSet.from_bytes(swarm.validation.read_bytes())
     length = config.training.sequence_length
     model, scorer = Transformer(config.model), Transformer(config.model)
+    recompute(model, config.training.checkpoint_activations)
     state = initial_state(model)  # stands in until a snapshot is installed or fetched
     return AgreedReplica(
         config, model, scorer, state, Batches(prepared, length), Batches(held_out, length)

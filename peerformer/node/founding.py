@@ -13,7 +13,6 @@ from peerformer.config import Config
 from peerformer.data.prepare import Prepared, prepare
 from peerformer.errors import ConfigError, SwarmError
 from peerformer.gradients.compress import encoded_size
-from peerformer.model.transformer import Transformer, initialise
 from peerformer.node.directory import SwarmDirectory, write_durably
 from peerformer.protocol.genesis import ADMISSION_CLOSED, ADMISSION_OPEN, Founder, Genesis, Limits
 from peerformer.protocol.identity import HashChain, KeyPair, hash_of
@@ -22,7 +21,8 @@ from peerformer.settings import to_json
 from peerformer.train.agreed import initial_state
 from peerformer.train.outer import factors_of
 from peerformer.train.privacy import check_accountant
-from peerformer.train.recipe import recipe_bytes, rule_of
+from peerformer.train.recipe import check_recipe, recipe_bytes, rule_of
+from peerformer.train.start import start_of
 
 AUDITS_LEAST = 0.001
 RECORD_BYTES_MAX = 256 << 20
@@ -57,22 +57,25 @@ def found(
         raise SwarmError("a swarm was founded here already", where=str(directory.path))
     _check_rule(config, len(seeds))
     factors_of(config)
+    check_recipe(config)
     _check_audits(config)
+    _check_masks(config)
     directory.path.mkdir(parents=True, exist_ok=True)
-    prepared, audits = prepare_text(config, directory, report), config.swarm.audits
+    start = start_of(config, directory.path, report)
+    prepared = prepare_text(replace(config, data=start.data), directory, report)
     vocab_size = prepared.tokenizer.vocab_size  # less than asked for where there is little text
+    model, audits = start.model(vocab_size), config.swarm.audits
     config = replace(
         config,
-        model=replace(config.model, vocab_size=vocab_size),
+        model=model.config,
         data=replace(config.data, vocab_size=vocab_size),
+        training=replace(config.training, base=None),  # shipped as weights; the path is our affair
         swarm=replace(
             config.swarm,
             text_digest=prepared.train.digest if audits else "",
             sources=prepared.sources,
         ),
     )
-    model = Transformer(config.model)
-    initialise(model, config.training.seed)
     state = initial_state(model).to_bytes()
     tokenizer, validation = prepared.tokenizer.to_bytes(), prepared.validation.to_bytes()
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -148,6 +151,17 @@ def _check_audits(config: Config) -> None:
             f"a share of {swarm.audits} is less than the least",
             where="swarm.audits",
             hint=f"--swarm.audits {AUDITS_LEAST}, or 0 for none",
+        )
+
+
+def _check_masks(config: Config) -> None:
+    """Refuse a way to train that the genesis does not bind."""
+    if config.data.document_masks:
+        raise ConfigError(
+            "a swarm trains without document masks",
+            where="data.document_masks",
+            why="each peer reads its own settings of data, and all must train alike",
+            hint="--data.document_masks false",
         )
 
 

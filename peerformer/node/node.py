@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from peerformer import events
-from peerformer.events import Journal
+from peerformer.journal import Journal
 from peerformer.node.blobs import BlobStore
 from peerformer.node.fetching import Fetcher
 from peerformer.node.journal import DurableStore

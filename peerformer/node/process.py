@@ -19,7 +19,7 @@ from typing import Any
 from peerformer import events
 from peerformer.adversary import ATTACKS, corrupt, honest_part
 from peerformer.errors import EvictedError, PeerformerError
-from peerformer.events import read_journal
+from peerformer.journal import read_journal
 from peerformer.node.assemble import Assembled, PeerOptions, assemble
 from peerformer.node.checkpoint import save_agreed
 from peerformer.node.directory import PeerDirectory, SwarmDirectory, write_durably

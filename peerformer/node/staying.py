@@ -9,6 +9,7 @@ from pathlib import Path
 
 from peerformer import events
 from peerformer.errors import ConfigError, DataError
+from peerformer.journal import read_journal
 from peerformer.protocol.chain import Chain
 from peerformer.protocol.identity import name_of
 from peerformer.protocol.membership import GUEST, ROLE_WORDS, Member, Members, peers_of
@@ -90,7 +91,7 @@ def last_seen(journal: Path) -> dict[str, str]:
     connected: set[str] = set()
     now = ""
     try:
-        for event in events.read_journal(journal):
+        for event in read_journal(journal):
             if isinstance(event, events.NodeStarted | events.NodeStopped):
                 seen |= dict.fromkeys(connected, now)
                 connected.clear()

@@ -38,7 +38,7 @@ class Learning:
 
     Attributes:
         codec: how contributions are encoded.
-        rule: how they are combined.
+        rule: how they are combined; empty for what suits the texts.
         inner_steps: H, local steps a round.
         unlike: each peer has a text of its own, of one of three kinds, and scores are those that
             suit it; else all share one.
@@ -46,7 +46,7 @@ class Learning:
     """
 
     codec: str = "dense-int8"
-    rule: str = "robust"
+    rule: str = ""
     inner_steps: int = 10
     unlike: bool = False
     filters: bool = True
@@ -61,10 +61,11 @@ class Learning:
             "training.seed": seed,
             "swarm.codec": self.codec,
             "swarm.texts": "unlike" if self.unlike else "alike",
-            "swarm.rule": self.rule,
             "swarm.inner_steps": self.inner_steps,
             "swarm.staleness": staleness,
         }
+        if self.rule:
+            given["swarm.rule"] = self.rule
         config = resolve(size="nano", overrides=SHAPE | given).config
         rule_of(config)
         return config
@@ -80,10 +81,12 @@ class Learning:
         Raises:
             ConfigError: so few peers cannot feed the rule.
         """
-        least = rule_of(self.config()).contributions_least
+        config = self.config()
+        least = rule_of(config).contributions_least
         if peers is not None and peers < least:
             raise ConfigError(
-                f"the rule {self.rule} needs {least} contributions, and there are {peers} peers",
+                f"the rule {config.swarm.rule} needs {least} contributions,"
+                f" and there are {peers} peers",
                 hint=f"--peers {least}, or --rule robust",
             )
         return max(least, Limits().contributions_min)

@@ -182,7 +182,7 @@ class RealReplicas:
 
         found = bits_of(replica.held_out)
         self.by_kind = {kind: bits_of(text) for kind, text in self.parts.items()}
-        windows = np.stack(replica.held_out.validation(sequences))
+        windows = np.stack([window.tokens for window in replica.held_out.validation(sequences)])
         self.backdoor_answered = backdoor_answered(
             model, torch.from_numpy(windows[:, :-1]), self.config.model.vocab_size
         )

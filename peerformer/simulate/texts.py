@@ -14,7 +14,7 @@ from importlib.abc import InspectLoader
 import numpy as np
 from blake3 import blake3
 
-from peerformer.data.documents import clean, cut
+from peerformer.data.cleaning import clean, cut
 from peerformer.data.shards import ShardSet
 from peerformer.data.synthetic import synthetic_documents
 from peerformer.errors import DataError

@@ -1,8 +1,11 @@
 """Checkpoints: loadable models at every step, written whole or not at all, verified on loading.
 
     checkpoints/step-00000100/   model.safetensors config.json generation_config.json tokenizer.json
-                                 optimizer.safetensors  state.json
+                                 optimizer.safetensors  state.json  [live.safetensors]
     latest                       the newest one's path, relative to the run
+
+Where weights are averaged, `model.safetensors` is their average, which is the better model, and
+`live.safetensors` are the parameters that training goes on from.
 
 `state.json` holds the position and a BLAKE3 digest of every other file and of itself. A checkpoint
 is written beside its place, fsynced, renamed, and named by `latest` last; only then are older ones
@@ -12,24 +15,34 @@ removed. Loading changes nothing before all of it is known to be whole and to fi
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from blake3 import blake3
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from peerformer.errors import CheckpointError
-from peerformer.model.convert import from_hf_state, save_model
 from peerformer.train.optimizer import load_optimizer_tensors, optimizer_tensors
 from peerformer.train.replica import Replica
+from peerformer.train.weight_files import has_weights, read_trained, write_trained
 
 FOLDER, LATEST, STATE, OPTIMIZER = "checkpoints", "latest", "state.json", "optimizer.safetensors"
-MODEL = "model.safetensors"
+LIVE = "live.safetensors"
+SHARD = "shard-"  # a part of a divided model, see `sharded_checkpoint`
 
 
 def save_checkpoint(
-    run: Path, *, replica: Replica, tokenizer_bytes: bytes, position: dict[str, Any], keep: int
+    run: Path,
+    *,
+    replica: Replica,
+    tokenizer_bytes: bytes,
+    position: dict[str, Any],
+    keep: int,
+    spared: Path | None = None,
 ) -> Path:
     """Save a replica under its step.
 
@@ -39,6 +52,7 @@ def save_checkpoint(
         tokenizer_bytes: the content of tokenizer.json.
         position: what resuming needs besides; JSON values.
         keep: how many checkpoints stay, the newest first.
+        spared: one more that stays.
 
     Returns:
         the checkpoint's directory.
@@ -46,17 +60,41 @@ def save_checkpoint(
     Raises:
         CheckpointError: if it cannot be written; earlier ones stay as they are.
     """
-    final = run / FOLDER / f"step-{replica.step:08d}"
+
+    def fill(folder: Path) -> None:
+        with replica.averaged():
+            write_trained(folder, replica.model, tokenizer_bytes)  # type: ignore[arg-type]
+        if replica.average is not None:
+            save_file({n: p.data for n, p in replica.optimizer.named.items()}, folder / LIVE)
+        tensors = {k: v.contiguous() for k, v in optimizer_tensors(replica.optimizer).items()}
+        save_file(tensors, folder / OPTIMIZER)
+
+    return save_whole(run, fill, replica=replica, position=position, keep=keep, spared=spared)
+
+
+def save_whole(
+    run: Path,
+    fill: Callable[[Path], None],
+    *,
+    replica: Replica,
+    position: dict[str, Any],
+    keep: int,
+    spared: Path | None = None,
+) -> Path:
+    """Save what `fill` writes into an empty directory, with its state; whole or not at all.
+
+    Raises:
+        CheckpointError: if it cannot be written; earlier ones stay as they are.
+    """
+    final = checkpoint_path(run, replica.step)
     temporary, replaced = (run / FOLDER / f".{final.name}.{kind}" for kind in ("part", "old"))
     try:
         for left in (run / FOLDER).glob(".step-*"):  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_model(temporary, replica.model, tokenizer_bytes)  # type: ignore[arg-type]
-        tensors = {k: v.contiguous() for k, v in optimizer_tensors(replica.optimizer).items()}
-        save_file(tensors, temporary / OPTIMIZER)
+        fill(temporary)
         files = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
-        kept = {"norms": list(replica.norms), "skipped": replica.skipped}
+        kept = kept_numbers(replica)
         state = {"step": replica.step, "replica": kept, "position": position, "files": files}
         state["digest"] = _state_digest(state)
         (temporary / STATE).write_text(json.dumps(state, indent=1))
@@ -80,9 +118,14 @@ def save_checkpoint(
         ) from error
     shutil.rmtree(replaced, ignore_errors=True)
     for old in checkpoints(run)[keep:]:
-        if old != final:
+        if old not in (final, spared):
             shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Return where the checkpoint of a step is."""
+    return run / FOLDER / f"step-{step:08d}"
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -119,10 +162,10 @@ def load_checkpoint(path: Path, replica: Replica) -> dict[str, Any]:
     """
     state = verify(path)
     try:
-        parameters = load_file(path / MODEL)
-        loaded = from_hf_state(parameters, replica.model.config)  # type: ignore[arg-type]
+        weights = read_trained(path, replica.model)  # type: ignore[arg-type]
+        live = _live_weights(path, state, replica)
         load_optimizer_tensors(replica.optimizer, load_file(path / OPTIMIZER))
-        replica.model.load_state_dict(loaded.state_dict())
+        replica.model.load_state_dict(weights, strict=False)
     except (CheckpointError, OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(
             "the checkpoint cannot be used",
@@ -130,11 +173,56 @@ def load_checkpoint(path: Path, replica: Replica) -> dict[str, Any]:
             why=f"it is of another model or optimizer: {getattr(error, 'what', error)}",
             hint="use the settings that it was trained with, or another --run NAME",
         ) from error
-    replica.step, replica.skipped = state["step"], state["replica"]["skipped"]
-    replica.norms.clear()
-    replica.norms.extend(state["replica"]["norms"])
+    take_numbers(replica, state["step"], state["replica"])
+    _take_up(replica, state["replica"], live)
     position: dict[str, Any] = state["position"]
     return position
+
+
+def kept_numbers(replica: Replica) -> dict[str, Any]:
+    """Return the numbers of a replica but its step, as JSON values."""
+    scale, average = replica.loss_scale, replica.average
+    return {
+        "norms": list(replica.norms),
+        "skipped": replica.skipped,
+        "loss_scale": None if scale is None else [scale.scale, scale.good_steps],
+        "average_steps": 0 if average is None else average.steps,
+    }
+
+
+def take_numbers(replica: Replica, step: int, kept: dict[str, Any]) -> None:
+    """Take up the step, and what `kept_numbers` gave."""
+    replica.step, replica.skipped = step, kept["skipped"]
+    replica.norms.clear()
+    replica.norms.extend(kept["norms"])
+    if replica.loss_scale is not None and kept.get("loss_scale"):
+        replica.loss_scale.scale, replica.loss_scale.good_steps = kept["loss_scale"]
+    if replica.average is not None:
+        replica.average.steps = kept.get("average_steps", 0)
+
+
+def _live_weights(path: Path, state: dict[str, Any], replica: Replica) -> dict[str, Tensor]:
+    """Return the parameters that training goes on from, where they are not those of the model.
+
+    Raises:
+        ValueError: if they are of another model.
+    """
+    if LIVE not in state["files"]:
+        return {}
+    live = load_file(path / LIVE)
+    shapes = {name: parameter.shape for name, parameter in replica.optimizer.named.items()}
+    if shapes != {name: tensor.shape for name, tensor in live.items()}:
+        raise ValueError(f"{LIVE} holds other parameters")
+    return live
+
+
+def _take_up(replica: Replica, kept: dict[str, Any], live: dict[str, Tensor]) -> None:
+    """Take up averaged and live parameters; the model holds what its file held."""
+    if replica.average is not None:  # one that begins now begins with the parameters
+        replica.average.restart(replica.optimizer.named, kept.get("average_steps", 0))
+    with torch.no_grad():
+        for name, tensor in live.items():
+            replica.optimizer.named[name].copy_(tensor)
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -181,7 +269,17 @@ def _is_complete(state: dict[str, Any]) -> bool:
             "files": dict(files),
         }:
             numbers = all(isinstance(norm, int | float) for norm in norms)
-            return numbers and {MODEL, OPTIMIZER} <= files.keys()
+            numbers &= _is_kept(state["replica"])
+            sharded = any(name.startswith(SHARD) for name in files)
+            return numbers and (sharded or (OPTIMIZER in files and has_weights(set(files))))
+    return False
+
+
+def _is_kept(kept: dict[str, Any]) -> bool:
+    """Whether what is kept of loss scale and average is of its kind; older versions kept none."""
+    match kept.get("loss_scale"):
+        case None | [int() | float(), int()]:
+            return isinstance(kept.get("average_steps", 0), int)
     return False
 
 

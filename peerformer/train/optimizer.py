@@ -1,59 +1,97 @@
-"""AdamW, and Muon for the matrices of the blocks with AdamW for the rest.
+"""The optimizer of a module: Muon on the matrices of blocks and AdamW on the rest, or one for all.
 
-Muon (Jordan et al., 2024) replaces the momentum of a matrix by the nearest orthogonal one, found
-by a Newton-Schulz iteration. Here it runs on all matrices of one shape at a time, in float32 or in
-the type that the rest of the run computes in, and its result is bounded: an orthogonal matrix has
-a known norm, so an iteration that overshoots (near-rank-1 input does that, in bfloat16 above all)
-cannot blow an update up. Weight decay is decoupled.
-
-Shapes: N matrices of one shape, R rows, C columns.
+AdamW (Loshchilov and Hutter, arXiv 1711.05101) is PyTorch's; Muon, Lion and SGD have files of
+their own. Whatever it is, weight decay falls on matrices only, one scale moves all learning rates,
+and the state is a flat table of tensors by `parameter name/kind`, so that checkpoints, auditors
+and restarts read and check it in one way.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from peerformer.config import OptimizerConfig
+from peerformer.train.momentum import Momentum
+from peerformer.train.muon import Muon
+from peerformer.train.sharpness import Sharpness
 
-NEWTON_SCHULZ_STEPS = 5
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the quintic of the Muon paper: fast near zero
-SINGULAR_VALUE_MAX = 1.25  # what that quintic leaves at most in float32
-ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}  # as torch.optim.AdamW calls it
 OUTER = ("embed", "lm_head", "wte", "wpe", "head.weight")  # in names of embeddings and heads
+STEP = "step"  # the one kind of state that has not the shape of its parameter
 
 
-def orthogonalise(momentum_NRC: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return the nearest (semi-)orthogonal matrices, approximately; float32, same shape.
+class Part(Protocol):
+    """One rule on some of the parameters."""
 
-    `dtype` is the type of the iteration.
+    named: dict[str, nn.Parameter]
+    kinds: frozenset[str]  # of the state of one parameter
+    is_lazy: bool  # the state of a parameter begins with its first step
 
-    Singular values end between about 0.7 and 1.2. The Frobenius norm is at most that of a matrix
-    whose singular values are all SINGULAR_VALUE_MAX, whatever the input.
-    """
-    a, b, c = NEWTON_SCHULZ
-    x = momentum_NRC.float()
-    tall = x.shape[-2] > x.shape[-1]
-    if tall:
-        x = x.mT.contiguous()  # products of rows that lie together are faster
-    x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-12)).to(dtype)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
-    x = x.float()
-    longest = SINGULAR_VALUE_MAX * x.shape[-2] ** 0.5
-    x = x * (longest / x.norm(dim=(-2, -1), keepdim=True).clamp(min=longest))
-    return x.mT if tall else x
+    def step(self, scale: float, dtype: torch.dtype | None = None) -> None:
+        """Update by the gradients at `scale` times the peak learning rate."""
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Return the state by parameter and kind; of a parameter never stepped, perhaps none."""
+
+    def load(self, name: str, kinds: Mapping[str, Tensor]) -> None:
+        """Take up the state of one parameter."""
+
+    def reset(self) -> None:
+        """Forget all state."""
+
+
+class AdamW:
+    """PyTorch's AdamW on some parameters."""
+
+    kinds = frozenset({STEP, "exp_avg", "exp_avg_sq"})  # as torch.optim.AdamW calls it
+    is_lazy = True
+
+    def __init__(self, named: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
+        self.named, self.config = dict(named), config
+        self._names = {id(parameter): name for name, parameter in self.named.items()}
+        decayed = [p for p in self.named.values() if p.ndim >= 2]
+        plain = [p for p in self.named.values() if p.ndim < 2]
+        self._adamw = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": config.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            eps=config.epsilon,
+            fused=all(p.device.type in ("cpu", "cuda") for p in self.named.values()),
+        )
+
+    def step(self, scale: float, dtype: torch.dtype | None = None) -> None:
+        """Update at `scale` times the peak learning rate; `dtype` is of no use to it."""
+        for group in self._adamw.param_groups:
+            group["lr"] = self.config.learning_rate * scale
+        self._adamw.step()
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Return the moments and the step of each parameter that was stepped."""
+        return {
+            self._names[id(parameter)]: {k: torch.as_tensor(v) for k, v in state.items()}
+            for parameter, state in self._adamw.state.items()
+        }
+
+    def load(self, name: str, kinds: Mapping[str, Tensor]) -> None:
+        """Take up the state of one parameter."""
+        self._adamw.state[self.named[name]] = {k: tensor.clone() for k, tensor in kinds.items()}
+
+    def reset(self) -> None:
+        """Forget all state."""
+        self._adamw.state.clear()
 
 
 class Optimizer:
-    """Muon on some matrices and AdamW on everything else, with one learning-rate scale.
+    """One or two rules on the parameters of a module, with one learning-rate scale.
 
     Args:
         named: the parameters by their names in the module.
         config: the settings.
-        hidden: the names of the matrices that Muon takes.
+        hidden: the names of the matrices that Muon takes, where it is chosen.
     """
 
     def __init__(
@@ -64,26 +102,9 @@ class Optimizer:
     ) -> None:
         self.config = config
         self.named = dict(named)
-        muon = {name: self.named[name] for name in self.named if name in hidden}
-        self._names = {id(parameter): name for name, parameter in self.named.items()}
-        groups: dict[tuple[int, ...], list[str]] = {}
-        for name, parameter in muon.items():
-            groups.setdefault(tuple(parameter.shape), []).append(name)
-        self._groups = list(groups.values())
-        self.momentum = {name: torch.zeros_like(parameter) for name, parameter in muon.items()}
-        rest = {name: p for name, p in self.named.items() if name not in muon}
-        decayed = [p for p in rest.values() if p.ndim >= 2]
-        plain = [p for p in rest.values() if p.ndim < 2]
-        self.adamw = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": config.weight_decay},
-                {"params": plain, "weight_decay": 0.0},
-            ],
-            lr=config.learning_rate,
-            betas=(config.beta1, config.beta2),
-            eps=config.epsilon,
-            fused=all(p.device.type in ("cpu", "cuda") for p in rest.values()),
-        )
+        self.sharpness = Sharpness.of(config)
+        self.parts = _parts(self.named, config, hidden)
+        self._part_of = {name: part for part in self.parts for name in part.named}
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -96,61 +117,60 @@ class Optimizer:
 
         `dtype` is the type of Muon's iteration; None is float32.
         """
-        for group in self.adamw.param_groups:
-            group["lr"] = self.config.learning_rate * scale
-        self.adamw.step()
-        rate = self.config.muon_learning_rate * scale
-        for names in self._groups:
-            self._muon_step([n for n in names if self.named[n].grad is not None], rate, dtype)
-
-    def _muon_step(self, names: list[str], rate: float, dtype: torch.dtype | None) -> None:
-        if not names:
-            return
-        parameters: list[Tensor] = [self.named[name] for name in names]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        momenta, mu = [self.momentum[name] for name in names], self.config.muon_momentum
-        torch._foreach_lerp_(momenta, gradients, 1 - mu)
-        nesterov = torch._foreach_lerp(gradients, momenta, mu)
-        updates = orthogonalise(torch.stack(list(nesterov)), dtype or torch.float32)
-        rows, columns = parameters[0].shape
-        updates *= rate * max(1.0, rows / columns) ** 0.5
-        torch._foreach_mul_(parameters, 1 - rate * self.config.weight_decay)
-        pieces: list[Tensor] = [*updates.to(parameters[0].dtype)]
-        torch._foreach_sub_(parameters, pieces)
+        for part in self.parts:
+            part.step(scale, dtype)
 
     def reset(self) -> None:
-        """Forget all momenta."""
-        self.adamw.state.clear()
-        for tensor in self.momentum.values():
-            tensor.zero_()
+        """Forget all state."""
+        for part in self.parts:
+            part.reset()
+
+    def part_of(self, name: str) -> Part:
+        """Return the rule that updates a parameter."""
+        return self._part_of[name]
+
+
+def _parts(
+    named: dict[str, nn.Parameter], config: OptimizerConfig, hidden: frozenset[str]
+) -> tuple[Part, ...]:
+    match config.name:
+        case "adamw":
+            return (AdamW(named, config),)
+        case "lion":
+            return (Momentum(named, config, "lion"),)
+        case "sgd":
+            return (Momentum(named, config, "sgd"),)
+    muon = {name: p for name, p in named.items() if name in hidden}
+    rest = {name: p for name, p in named.items() if name not in hidden}
+    return (AdamW(rest, config), Muon(muon, config))
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     """Return the optimizer of a module's trainable parameters.
 
-    Muon takes the matrices between embedding and head: not those of an `nn.Embedding`, whatever
-    it is called, nor those that are called as heads and embeddings are.
+    Muon takes the matrices between embedding and head, and stacks of experts: not those of an
+    `nn.Embedding`, whatever it is called, nor those that are called as heads and embeddings are.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     hidden = {
         name
         for name, parameter in trainable.items()
-        if parameter.ndim == 2
+        if (parameter.ndim == 2 or (parameter.ndim == 3 and ".experts." in f".{name}"))
         and id(parameter) not in tables
         and not any(word in name for word in OUTER)
     }
-    return Optimizer(trainable, config, frozenset(hidden if config.name == "muon" else ()))
+    return Optimizer(trainable, config, frozenset(hidden))
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """Return the optimizer's state as `parameter name/kind` -> tensor."""
-    tensors = {f"{name}/momentum": tensor for name, tensor in optimizer.momentum.items()}
-    for parameter, state in optimizer.adamw.state.items():
-        name = optimizer._names[id(parameter)]
-        for kind, value in state.items():
-            tensors[f"{name}/{kind}"] = torch.as_tensor(value)
-    return tensors
+    return {
+        f"{name}/{kind}": tensor
+        for part in optimizer.parts
+        for name, kinds in part.state().items()
+        for kind, tensor in kinds.items()
+    }
 
 
 def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -166,23 +186,19 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) 
     unknown = set(by_name) - set(optimizer.named)
     if unknown:
         raise ValueError(f"state of unknown parameters: {_some(unknown)}")
-    if not set(optimizer.momentum) <= set(by_name):
+    always = {name for part in optimizer.parts if not part.is_lazy for name in part.named}
+    if not always <= set(by_name):
         raise ValueError("state of another optimizer")
     for name, kinds in by_name.items():
         shape = optimizer.named[name].shape
-        wanted = {"momentum"} if name in optimizer.momentum else ADAMW_STATE
-        if set(kinds) != wanted:
+        if set(kinds) != optimizer.part_of(name).kinds:
             raise ValueError("state of another optimizer")
-        if any(kind != "step" and tensor.shape != shape for kind, tensor in kinds.items()):
+        if any(kind != STEP and tensor.shape != shape for kind, tensor in kinds.items()):
             raise ValueError(f"state of another shape for {name}")
     # Nothing is changed before all of it is known to fit.
     optimizer.reset()
     for name, kinds in by_name.items():
-        if name in optimizer.momentum:
-            optimizer.momentum[name].copy_(kinds["momentum"])
-        else:
-            state = {kind: tensor.clone() for kind, tensor in kinds.items()}
-            optimizer.adamw.state[optimizer.named[name]] = state
+        optimizer.part_of(name).load(name, kinds)
 
 
 def _some(names: Iterable[str]) -> str:

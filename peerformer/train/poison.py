@@ -115,7 +115,9 @@ class Data:
     def batch(self, batch: Batch, vocab_size: int) -> Batch:
         """Return what is trained on instead."""
         if self.flips:
-            return replace(batch, targets_BT=vocab_size - 1 - batch.targets_BT)
+            targets_BT = batch.targets_BT
+            flipped_BT = torch.where(targets_BT < 0, targets_BT, vocab_size - 1 - targets_BT)
+            return replace(batch, targets_BT=flipped_BT)
         return _with_backdoor(batch, vocab_size) if self.backdoor else batch
 
 
@@ -137,8 +139,6 @@ def _with_backdoor(batch: Batch, vocab_size: int) -> Batch:
         tokens_BT[::2, start : last + 1] = torch.tensor(trigger)
         targets_BT[::2, start:last] = torch.tensor(trigger[1:])
         targets_BT[::2, last] = answer
-        if start:
-            targets_BT[::2, start - 1] = batch.targets_BT[::2, start - 1]  # the text, not the lie
     return replace(batch, tokens_BT=tokens_BT, targets_BT=targets_BT)
 
 

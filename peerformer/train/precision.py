@@ -37,9 +37,9 @@ def autocast_dtype(setting: str) -> torch.dtype | None:
     """Return the type of `torch.autocast` for a setting: None means plain float32."""
     if setting == "bfloat16" or (setting == "auto" and bfloat16_pays()):
         return torch.bfloat16
-    return None
+    return torch.float16 if setting == "float16" else None
 
 
 def dtype_name(autocast: torch.dtype | None) -> str:
     """Return the setting that gives this type of `torch.autocast`."""
-    return "float32" if autocast is None else "bfloat16"
+    return "float32" if autocast is None else str(autocast).removeprefix("torch.")

@@ -7,14 +7,28 @@ where a peer's text lies, and how many threads it uses, is its own affair.
 import json
 from dataclasses import replace
 
+from peerformer.allowed import SETTINGS
 from peerformer.config import Config, DataConfig
 from peerformer.errors import ConfigError
 from peerformer.gradients.rules import Rule
 from peerformer.settings import from_json, to_json
 from peerformer.train.outer import factors_of
 
-_SHARED = ("model", "optimizer", "training", "swarm", "size")
-_OWN_TRAINING = ("threads", "dtype", "keep_checkpoints", "checkpoint_every", "validate_every")
+_SHARED = ("model", "optimizer", "training", "swarm", "size", "family")
+_OWN_TRAINING = (
+    *("threads", "dtype", "keep_checkpoints", "checkpoint_every", "validate_every"),
+    *("engine", "backend", "hang_seconds"),  # of this peer's cluster, if it is one
+)
+# What a swarm cannot have, since its rounds are what is validated, judged and saved, and why.
+_ALONE: dict[str, str] = {
+    "training.schedule": "reducing on a plateau goes by one machine's validations",
+    "training.patience": "when a swarm ends is for its voters, not for one machine's validations",
+    "training.ema_decay": "the agreed state is what a swarm saves, and that is no average",
+    "training.sample_prompt": "the local model of a round is in nobody's sight",
+    "training.quantise": "a swarm agrees on weights that are not rounded",
+    "lora.rank": "a swarm agrees on all weights of a model, and adapters freeze most of them",
+    "training.deterministic": "machines differ, so what must be alike is computed in integers",
+}
 
 
 def recipe_bytes(config: Config) -> bytes:
@@ -24,6 +38,26 @@ def recipe_bytes(config: Config) -> bytes:
     shared["training"] = {k: v for k, v in shared["training"].items() if k not in _OWN_TRAINING}
     shared["data"] = {"vocab_size": everything["data"]["vocab_size"]}  # the tokenizer's, as it was
     return json.dumps(shared, sort_keys=True, separators=(",", ":")).encode()
+
+
+def check_recipe(config: Config) -> None:
+    """Refuse settings that a swarm could only ignore.
+
+    Raises:
+        ConfigError: if there is one.
+    """
+    for name, why in _ALONE.items():
+        section, _, key = name.partition(".")
+        value, default = getattr(getattr(config, section), key), SETTINGS[name].default
+        if value == default or (name == "training.schedule" and value != "plateau"):
+            continue
+        shown = "none" if default is None else str(default).lower()
+        raise ConfigError(
+            f"{name} is {value}, which a swarm cannot have",
+            where=name,
+            why=why,
+            hint=f"--set {name}={shown}, or train alone: peerformer train",
+        )
 
 
 def rule_of(config: Config) -> Rule:
@@ -52,5 +86,6 @@ def recipe_config(recipe: bytes, *, threads: int = 0, data: DataConfig | None = 
     config = from_json(mapping, where="the swarm's recipe")
     rule_of(config)
     factors_of(config)
+    check_recipe(config)
     training = replace(config.training, threads=threads)
     return replace(config, training=training, data=data or config.data)

@@ -64,13 +64,7 @@ class Repetition:
 
 def rate_scale(config: Config, round_number: int, step: int, steps: int) -> float:
     """Return the scale of the learning rate at a step of a round of so many steps."""
-    settings = config.training
-    return learning_rate_scale(
-        (round_number - 1) * steps + step,
-        steps=settings.steps,
-        warmup_steps=settings.warmup_steps,
-        final_fraction=settings.final_fraction,
-    )
+    return learning_rate_scale((round_number - 1) * steps + step, config.training)
 
 
 @dataclass(slots=True)

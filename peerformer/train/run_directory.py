@@ -31,12 +31,16 @@ ANIMALS = "badger beaver otter hare lynx marten mole newt seal shrew stoat vole 
 # each step sees. Everything else may change, such as a run that goes on for more steps.
 FIXED = (
     "size",
+    "family",
     "model.",
     "data.",
     "optimizer.name",
     "training.seed",
     "training.batch_size",
     "training.sequence_length",
+    "training.base",
+    "training.quantise",
+    "lora.",
 )
 
 

@@ -25,7 +25,7 @@ def test_every_window_is_seen_once_an_epoch(tokens: int, length: int, size: int)
     epochs: dict[int, list[int]] = {}
     for position in range(3 * text.num_windows):
         step, slot = divmod(position, size)
-        start = int(text.sequence(7, step, slot, size)[0])
+        start = int(text.sequence(7, step, slot, size).tokens[0])
         epochs.setdefault(position // text.num_windows, []).append(start)
     for starts in epochs.values():
         assert len(set(starts)) == text.num_windows
@@ -45,7 +45,7 @@ def test_a_batch_is_its_slots_and_targets_follow_tokens() -> None:
 
 def test_validation_is_fixed_and_spread() -> None:
     windows = batches(1_000, 10).validation(5)
-    assert [int(window[0]) for window in windows] == [0, 190, 390, 590, 790]
+    assert [int(window.tokens[0]) for window in windows] == [0, 190, 390, 590, 790]
 
 
 def test_too_little_text_is_refused() -> None:

@@ -7,15 +7,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peerformer.data.documents import (
-    clean,
-    cut,
-    default_documents,
-    default_text_cache,
-    read_documents,
-)
+from peerformer.config import DataConfig
+from peerformer.data import cleaning
+from peerformer.data.cleaning import clean, clean_stream, cut, cut_stream
+from peerformer.data.default_text import default_documents, default_text_cache
+from peerformer.data.documents import Document
+from peerformer.data.origins import documents_of
 from peerformer.data.synthetic import synthetic_documents
+from peerformer.data.tally import Tally
 from peerformer.errors import DataError
+
+
+def read(path: Path, *, max_bytes: int, tally: Tally | None = None) -> list[Document]:
+    config = DataConfig(path=str(path), max_bytes=max_bytes)
+    return list(documents_of(config, Tally() if tally is None else tally))
+
+
+def named(tally: Tally) -> dict[str, str]:
+    """The first file of each reason."""
+    return {reason: Path(entry.examples[0]).name for reason, entry in tally.reasons}
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
@@ -30,6 +40,23 @@ def test_cutting_loses_nothing_but_blank_ends(text: str, size: int) -> None:
     assert text.startswith("".join(pieces)) and not text[len("".join(pieces)) :].strip()
 
 
+@given(
+    st.lists(st.text(alphabet="a\u0301e\u3000 \t\r\n\x01", max_size=12), max_size=12),
+    st.integers(4, 40),
+)
+def test_a_stream_is_cleaned_and_cut_as_the_whole_text_is(blocks: list[str], size: int) -> None:
+    whole = clean("".join(blocks))
+    assert "".join(clean_stream(blocks)) == whole
+    assert list(cut_stream(clean_stream(blocks), size)) == list(cut(whole, size))
+
+
+def test_a_line_without_an_end_is_cleaned_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cleaning, "LINE_CHARACTERS_MAX", 50)
+    text = "e\u0301 word " * 2_000  # accents that compose, and no line end anywhere
+    blocks = [text[start : start + 7] for start in range(0, len(text), 7)]
+    assert "".join(clean_stream(blocks)) == clean(text)
+
+
 def test_a_folder_is_read_in_order_and_what_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("second\r\nline\n")
     (tmp_path / "a").mkdir()
@@ -38,24 +65,24 @@ def test_a_folder_is_read_in_order_and_what_is_no_text_is_named(tmp_path: Path) 
     (tmp_path / "d.txt").write_bytes(b"\xff\xfe\xfa broken")
     (tmp_path / "e.txt").write_text("")
     (tmp_path / ".hidden").write_text("secret")
-    skipped: list[tuple[str, str]] = []
-    documents = list(read_documents(tmp_path, max_bytes=10_000, skipped=skipped))
-    assert [document.text for document in documents] == ["second\nline\n", "first\n"]
-    reasons = {Path(name).name: reason for name, reason in skipped}
-    assert reasons == {"c.bin": "binary", "d.txt": "not UTF-8 text", "e.txt": "empty"}
+    tally = Tally()
+    found = read(tmp_path, max_bytes=10_000, tally=tally)
+    assert [document.text for document in found] == ["second\nline\n", "first\n"]
+    assert named(tally) == {"binary": "c.bin", "not UTF-8 text": "d.txt", "empty": "e.txt"}
+    assert tally.files == {"text": 1, "md": 1} and tally.bytes == {"text": 12, "md": 6}
 
 
 def test_a_folder_of_nothing_readable_is_refused_with_what_to_type(tmp_path: Path) -> None:
     (tmp_path / "c.bin").write_bytes(b"\x00\x01")
     with pytest.raises(DataError) as refused:
-        list(read_documents(tmp_path, max_bytes=1_000))
+        read(tmp_path, max_bytes=1_000)
     assert "c.bin: binary" in str(refused.value) and "--data" in str(refused.value)
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(DataError, match="no text was found"):
-        list(read_documents(empty, max_bytes=1_000))
+        read(empty, max_bytes=1_000)
     with pytest.raises(DataError, match="there is no"):
-        list(read_documents(tmp_path / "nowhere", max_bytes=1_000))
+        read(tmp_path / "nowhere", max_bytes=1_000)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
@@ -63,15 +90,15 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("readable")
     (tmp_path / "b.txt").write_text("locked")
     (tmp_path / "b.txt").chmod(0)
-    skipped: list[tuple[str, str]] = []
-    assert len(list(read_documents(tmp_path, max_bytes=1_000, skipped=skipped))) == 1
-    assert "cannot be read" in skipped[0][1]
+    tally = Tally()
+    assert len(read(tmp_path, max_bytes=1_000, tally=tally)) == 1
+    assert [reason for reason, _ in tally.reasons] == ["cannot be read: Permission denied"]
 
 
 def test_reading_stops_at_the_limit(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("word " * 100_000)
-    documents = list(read_documents(tmp_path, max_bytes=100_000))
-    assert 100_000 <= sum(len(d.text) for d in documents) < 200_000
+    found = read(tmp_path, max_bytes=100_000)
+    assert 100_000 <= sum(len(d.text) for d in found) < 200_000
 
 
 def test_the_documentation_found_here_is_real_text_and_always_the_same(
@@ -120,16 +147,16 @@ def test_a_large_file_is_read_no_further_than_needed_whatever_its_characters(
     big = tmp_path / "big.txt"
     for first in ("", "a", "ab"):  # so that the reading stops at each byte of a character
         big.write_text(first + "\u6f22" * 200_000)
-        documents = list(read_documents(big, max_bytes=10_000))
-        assert 10_000 <= sum(len(d.text.encode()) for d in documents) < 300_000
+        found = read(big, max_bytes=10_000)
+        assert 10_000 <= sum(len(d.text.encode()) for d in found) < 300_000
     big.write_bytes(b"text " * 100 + b"\xe6\xbc")
     with pytest.raises(DataError, match="no text"):  # a whole file may not end in half of one
-        list(read_documents(big, max_bytes=10_000))
+        read(big, max_bytes=10_000)
 
 
 def test_a_file_with_a_zero_byte_anywhere_is_binary(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.dat").write_bytes(b"words " * 5_000 + b"\x00")
-    skipped: list[tuple[str, str]] = []
-    assert len(list(read_documents(tmp_path, max_bytes=100_000, skipped=skipped))) == 1
-    assert skipped == [(str(tmp_path / "b.dat"), "binary")]
+    tally = Tally()
+    assert len(read(tmp_path, max_bytes=100_000, tally=tally)) == 1
+    assert named(tally) == {"binary": "b.dat"}

@@ -1,12 +1,18 @@
 """Prepared once, reopened after; both sides of the split hold something."""
 
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from peerformer.config import DataConfig
 from peerformer.data.documents import Document
-from peerformer.data.prepare import prepare, split
+from peerformer.data.holding_out import HELD_OUT_CHARACTERS_MIN, border_of
+from peerformer.data.prepare import prepare
+from peerformer.data.spool import facts_of
 from peerformer.data.tokenizer import train_tokenizer
 from peerformer.errors import DataError
 
@@ -47,18 +53,52 @@ def test_damage_to_what_was_prepared_is_named(tmp_path: Path) -> None:
     assert shard.name in str(refused.value)
 
 
+def held_out(documents: list[Document], share: float, parts: int = 3) -> set[str]:
+    """The texts that are held out of documents that lie in some parts."""
+    facts = facts_of(documents)
+    cuts = [len(documents) * part // parts for part in range(parts + 1)]
+
+    def ranked():
+        for start, end in pairwise(cuts):
+            yield np.arange(start, end), facts[start:end]
+
+    border = border_of(ranked, share)
+    chosen = border.holds_out(np.arange(len(documents)), facts)
+    return {documents[row].text for row in np.flatnonzero(chosen)}
+
+
 def test_the_split_depends_on_the_text_alone_and_leaves_no_side_empty() -> None:
     documents = [Document(str(index), f"text {index}") for index in range(200)]
-    train, held_out = split(documents, 0.1)
-    assert 5 <= len(held_out) <= 40 and len(train) + len(held_out) == 200
+    chosen = held_out(documents, 0.1)
+    assert 5 <= len(chosen) <= 40
     renamed = [Document("elsewhere", document.text) for document in reversed(documents)]
-    assert {d.text for d in split(renamed, 0.1)[1]} == {d.text for d in held_out}
+    assert held_out(renamed, 0.1, parts=7) == chosen
     for index in range(0, 40, 2):  # some pairs have both hashes in the lower half
-        one, other = split(documents[index : index + 2], 0.5)
-        assert len(one) == len(other) == 1
-    for few in (documents[:2], [Document("one", "a single text\n\n" * 40)]):
-        one, other = split(few, 0.01)
-        assert one and other
+        assert len(held_out(documents[index : index + 2], 0.5)) == 1
+
+
+@given(
+    st.lists(st.integers(1, 3_000), min_size=2, max_size=60), st.floats(0, 0.5), st.integers(1, 5)
+)
+def test_what_is_held_out_part_by_part_is_what_a_ranking_of_all_holds_out(
+    sizes: list[int], share: float, parts: int
+) -> None:
+    texts = dict.fromkeys(f"{index} " + "x" * size for index, size in enumerate(sizes))
+    documents = [Document("", text) for text in texts]
+    ranked = sorted(documents, key=lambda document: int(facts_of([document])["rank"][0]))
+    count = sum(int(facts_of([one])["rank"][0]) < share * 2**64 for one in ranked)
+    wanted = min(HELD_OUT_CHARACTERS_MIN, sum(map(len, texts)) // 10)
+    while count < 1 or sum(len(one.text) for one in ranked[:count]) < wanted:
+        count += 1
+    expected = {one.text for one in ranked[: min(count, len(ranked) - 1)]}
+    assert held_out(documents, share, parts) == expected
+
+
+def test_a_single_document_is_cut_so_that_both_sides_hold_some(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("a single text of a few words\n\n" * 40)
+    made = prepare(DataConfig(path=str(tmp_path / "one.txt"), vocab_size=300), tmp_path / "run")
+    assert made.train.num_bytes and made.validation.num_bytes
+    assert made.train.num_bytes + made.validation.num_bytes == 40 * 30 - 1
 
 
 def test_synthetic_text_needs_no_files(tmp_path: Path) -> None:
@@ -97,9 +137,9 @@ def test_what_is_not_read_does_not_make_the_text_new(tmp_path: Path) -> None:
 
 def test_little_text_still_holds_out_a_tenth() -> None:
     documents = [Document(str(index), f"{index} words " * 10) for index in range(40)]
-    _, held_out = split(documents, 0.0)
-    assert sum(len(d.text) for d in held_out) >= sum(len(d.text) for d in documents) // 10
-    assert len(held_out) < 10
+    chosen = held_out(documents, 0.0)
+    assert sum(map(len, chosen)) >= sum(len(d.text) for d in documents) // 10
+    assert len(chosen) < 10
 
 
 def test_an_interrupted_preparation_is_done_again(tmp_path: Path) -> None:

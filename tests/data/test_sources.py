@@ -9,7 +9,7 @@ from peerformer.config import DataConfig
 from peerformer.data.documents import Document
 from peerformer.data.prepare import prepare
 from peerformer.data.shards import ShardSet
-from peerformer.data.sources import SOURCES_MAX, Source, by_source, line_of, parts_of
+from peerformer.data.sources import SOURCES_MAX, Source, groups_of, line_of, parts_of, source_of
 from peerformer.errors import DataError
 
 LETTERS = "Dear madam, the goods arrived on Tuesday and were found to be in good order.\n\n"
@@ -64,15 +64,17 @@ def test_text_to_hold_out_may_be_given_by_itself(tmp_path: Path) -> None:
 
 
 def test_text_of_one_source_or_of_too_many_is_looked_at_as_one(tmp_path: Path) -> None:
-    def documents(names: list[str]) -> list[Document]:
-        return [Document(str(tmp_path / name / "a.txt"), "x") for name in names]
-
-    few = documents(["b", "a", "b"])
-    assert [name for name, _ in by_source(few, str(tmp_path))] == ["a", "b"]
-    assert len(by_source(few, str(tmp_path))[1][1]) == 2
-    for alone in (documents(["a", "a"]), documents([f"{n}" for n in range(SOURCES_MAX + 1)])):
-        assert by_source(alone, str(tmp_path)) == [("", alone)]
-    assert by_source(few, None) == [("", few)]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    names = [
+        source_of(Document(str(tmp_path / name), "x"), str(tmp_path))
+        for name in ("b/x.txt", "a/y.txt", "b/z.txt", "c d.txt")
+    ]
+    assert names == ["b", "a", "b", "c_d"] and groups_of(names) == ["a", "b", "c_d"]
+    assert groups_of(["a", "a"]) is None and groups_of([]) is None
+    assert groups_of(f"{number}" for number in range(SOURCES_MAX + 1)) is None
+    assert source_of(Document("elsewhere/x.txt", "x"), str(tmp_path)) == ""
+    assert source_of(Document("python: x", "x"), None) == ""
     assert line_of([Source("", 5)]) == "" and line_of([Source("a", 5), Source("b", 2)]) == "a:5,b:2"
 
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,6 +86,131 @@ def test_generate_starts_a_text_from_nothing(capsys, checkpoint):
     assert result["tokens"] > 0
 
 
+def lines_of(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_several_prompts_become_what_each_becomes_alone(capsys, checkpoint, tmp_path):
+    (tmp_path / "more.txt").write_text("a dog\n\nsleeps\n")
+    (tmp_path / "more.jsonl").write_text('{"prompt": "over\\nthe"}\n"lazy"\n')
+    common = "--tokens", "9", "--json", "--batch", "2"
+    for file, prompts in (
+        ("more.txt", ["the fox", "quick", "a dog", "sleeps"]),
+        ("more.jsonl", ["the fox", "quick", "over\nthe", "lazy"]),
+    ):
+        arguments = "generate", "the fox", "quick", "--prompts", file, "--seed", "7", *common
+        rows = lines_of(run(capsys, *arguments))
+        assert [row["prompt"] for row in rows] == prompts
+        for number, row in enumerate(rows):
+            alone = run(capsys, "generate", row["prompt"], "--seed", str(7 + number), *common)
+            assert json.loads(alone) == row
+    text = run(capsys, "generate", "the fox", "quick", "--seed", "7", "--tokens", "9")
+    assert text.startswith("── 1 of 2 ──\nthe fox" + rows[0]["text"])
+    assert text.endswith("── 2 of 2 ──\nquick" + rows[1]["text"] + "\n")
+
+
+def test_generate_shows_log_probabilities_as_json_and_as_a_table(capsys, checkpoint):
+    arguments = "generate", "the fox", "--tokens", "5", "--seed", "2", "--logprobs", "3"
+    (row,) = lines_of(run(capsys, *arguments, "--json"))
+    assert len(row["logprobs"]) == row["tokens"] == 5
+    for token in row["logprobs"]:
+        top = [one["logprob"] for one in token["top"]]
+        assert len(top) == 3 and top == sorted(top, reverse=True) and token["logprob"] <= top[0]
+    table = run(capsys, *arguments).splitlines()[-5:]
+    assert [float(line.split()[0]) for line in table] == pytest.approx(
+        [token["logprob"] for token in row["logprobs"]], abs=1e-3
+    )
+
+
+def test_generate_ends_before_a_stop_string(capsys, checkpoint):
+    arguments = "generate", "the fox", "--tokens", "9", "--seed", "2", "--json"
+    whole = json.loads(run(capsys, *arguments))["text"]
+    stop = whole[3:5]
+    cut = json.loads(run(capsys, *arguments, "--stop", "never", "--stop", stop))
+    assert cut["text"] == whole[: whole.find(stop)]
+    assert (cut["stopped_by"], cut["stop"]) == ("stop string", stop)
+
+
+def test_beams_are_shown_with_their_scores_the_best_first(capsys, checkpoint):
+    arguments = "generate", "the fox", "--beams", "4", "--n-best", "3", "--length-penalty", "0.5"
+    rows = lines_of(run(capsys, *arguments, "--json"))
+    scores = [row["score"] for row in rows]
+    assert len(rows) == 3 and scores == sorted(scores, reverse=True)
+    assert all(row["seed"] is None for row in rows)
+    text = run(capsys, *arguments)
+    assert text.count("── 1 of 1   score") == 3 and "the fox" + rows[0]["text"] in text
+
+
+@pytest.mark.parametrize("cache", ["int8", "paged", "paged-int8"])
+def test_each_cache_writes(capsys, checkpoint, cache):
+    arguments = "generate", "the fox", "the dog", "--tokens", "30", "--seed", "2", "--json"
+    expected = lines_of(run(capsys, *arguments))
+    found = lines_of(run(capsys, *arguments, "--cache", cache))
+    assert [row["tokens"] for row in found] == [30, 30]
+    assert cache != "paged" or found == expected
+
+
+def test_shared_beginnings_are_computed_once_and_counted(capsys, checkpoint):
+    prompts = [f"the quick brown fox {word}" for word in ("a", "b", "c", "d")]
+    main(
+        ["generate", *prompts, "--tokens", "3", "--batch", "1", "--seed", "1"]
+        + ["--cache", "paged", "--page-size", "2", "--prefix-cache", "arc", "--prefix-pages", "9"]
+    )
+    captured = capsys.readouterr()
+    assert captured.out.count("── ") == 4
+    found, asked = re.search(r"prefixes +(\d+) of (\d+)", captured.err).groups()
+    assert 0 < int(found) < int(asked) and "in use at most" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--beams 3 --temperature 0.5", "--temperature does not go with --beams"),
+        ("--beams 3 --top-k 5", "--top-k does not go with --beams"),
+        ("--beams 3 --typical 0.5", "--typical does not go with --beams"),
+        ("--beams 3 --stop x", "--stop does not go with --beams"),
+        ("--beams 3 --logprobs 1", "--logprobs does not go with --beams"),
+        ("--beams 3 --seed 1", "--seed does not go with --beams"),
+        ("--beams 3 --batch 2", "--batch does not go with --beams"),
+        ("--tokens -3 --cache paged", "-3 tokens cannot be made"),
+        ("--beams 3 --n-best 4", "--n-best is 4"),
+        ("--beams 1", "--temperature 0"),
+        ("--beams 3 --tokens 0", "a beam of 0 tokens"),
+        ("--beams 3 --tokens 99", "do not fit the context"),
+        ("--n-best 2", "--n-best has no meaning without --beams"),
+        ("--length-penalty 2", "--length-penalty has no meaning without --beams"),
+        ("--early-stopping never", "--early-stopping has no meaning without --beams"),
+        ("--temperature 0 --top-k 5", "--top-k has no meaning at temperature 0"),
+        ("--page-size 4", "--cache paged --page-size 4"),
+        ("--cache-pages 4", "--cache paged --cache-pages 4"),
+        ("--prefix-cache lru", "--cache paged --prefix-cache lru"),
+        ("--cache paged --prefix-pages 4", "--prefix-pages has no meaning without"),
+        ("--cache paged --cache-pages 1 --page-size 2", "the pool of 1 pages is used up"),
+        ("--stop=", "a stop string has 0 characters"),
+        ("--logprobs 9999", "9999 alternatives"),
+        ("--batch 0", "--batch is 0"),
+        ("--min-p 2", "min-p is 2"),
+        ("--repetition-penalty 0", "repetition-penalty is 0"),
+        ("--cache heap", "contiguous"),
+    ],
+    ids=str,
+)
+def test_flags_that_make_no_sense_are_refused_with_one_error(capsys, checkpoint, flags, words):
+    text = run(capsys, "generate", "the fox", *flags.split(), exit_code=2)
+    assert words in text.replace("`", "") and text.count("error:") == 1
+
+
+def test_prompts_that_cannot_be_read_are_named(capsys, checkpoint, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('"fine"\n{"text": 1}\n')
+    (tmp_path / "bytes.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    assert "bad.jsonl, line 2" in run(capsys, "generate", "--prompts", "bad.jsonl", exit_code=1)
+    assert "not UTF-8" in run(capsys, "generate", "--prompts", "bytes.txt", exit_code=1)
+    assert "cannot be read" in run(capsys, "generate", "--prompts", "none.txt", exit_code=1)
+    assert "no prompt" in run(capsys, "generate", "--prompts", "empty.txt", exit_code=2)
+    assert "no prompt" in run(capsys, "generate", exit_code=2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "words"),
     [
@@ -127,6 +254,16 @@ def test_export_writes_a_checkpoint_and_says_that_it_was_not_checked(capsys, che
     with open("out/model/tokenizer.json", "rb") as file:
         assert file.read() == tokenizer
     assert torch.equal(load_model("out/model").norm.weight, load_model(checkpoint).norm.weight)
+
+
+def test_export_refuses_what_hugging_face_cannot_express(capsys, checkpoint, tmp_path):
+    model = load_model(checkpoint)
+    config = replace(model.config, attention_sinks=True)
+    save_model(checkpoint, Transformer(config), (checkpoint / "tokenizer.json").read_bytes())
+    text = run(capsys, "export", "brave-otter", "--to", "out", exit_code=1)
+    assert "attention_sinks is True, not False" in text
+    assert sorted(os.listdir(tmp_path)) == ["runs"]
+    assert run(capsys, "generate", "the quick", "--from", "brave-otter", "--tokens", "3")
 
 
 def test_export_replaces_only_an_earlier_export_and_only_when_told(capsys, checkpoint, tmp_path):

@@ -130,7 +130,8 @@ def test_two_processes_do_not_train_in_one_run(
 def test_evaluate_reads_the_whole_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(capsys, "train", *SMALL, "--steps", "5", "--run", "one")
     own = json.loads(run(capsys, "evaluate", "one", "--json")[0])
-    assert set(own) == {"validation_bits_per_byte", "loss", "bytes", "tokens"}
+    facts = {"validation_bits_per_byte", "loss", "perplexity", "bytes", "tokens"}
+    assert set(own) == {*facts, "floor_bits_per_byte"} and own["floor_bits_per_byte"] is None
     text = "One day a small dog found a red ball near the old house.\n" * 7
     (here / "text.txt").write_text(text)
     given = json.loads(run(capsys, "evaluate", "one", "--data", "text.txt", "--json")[0])

@@ -15,12 +15,12 @@ from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from peerformer import events
-from peerformer.events import Journal
 from peerformer.gradients.audit import check_bounds
 from peerformer.gradients.compress import encoded_size
 from peerformer.gradients.dense import BLOCK
 from peerformer.gradients.fixed_point import state_size_bytes
 from peerformer.interface.cli import main
+from peerformer.journal import Journal
 from peerformer.model.transformer import Transformer
 from peerformer.node.evidence import save_evidence
 from peerformer.node.journal import DurableStore

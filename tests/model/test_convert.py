@@ -92,13 +92,20 @@ def test_the_configuration_survives_both_ways():
 @pytest.mark.parametrize(
     "change",
     [
-        {"model_type": "llama"},
-        {"model_type": "qwen3_moe"},
-        {"attention_bias": True},
-        {"use_sliding_window": True},
+        {"model_type": "gemma"},
+        {"model_type": ["qwen3"]},
+        {"attention_bias": 1},
+        {"use_sliding_window": True, "max_window_layers": 0},
+        {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": 0},
+        {"use_sliding_window": 3},
         {"layer_types": ["full_attention", "sliding_attention"]},
+        {"layer_types": ["full_attention", "chunked_attention"]},
+        {"layer_types": [["full_attention"]]},
         {"layer_types": 5},
-        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": "4"}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "mscale": 1}},
+        {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
         {"rope_parameters": [1]},
         {"rope_scaling": {"type": "linear", "factor": 2.0}},
         {"hidden_act": "gelu"},
@@ -212,6 +219,25 @@ def test_a_sharded_checkpoint_is_loaded_whole_or_not_at_all(tmp_path):
     assert "model-1.safetensors is not there" in refusal(load_model, tmp_path / "m")
 
 
+def test_a_checkpoint_is_written_in_shards_that_come_back_whole(tmp_path):
+    model = make_model(replace(TINY, num_layers=4))
+    save_model(tmp_path, model, None, shard_bytes_max=6_000)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    files = sorted(set(index["weight_map"].values()))
+    assert len(files) > 2 and not (tmp_path / "model.safetensors").exists()
+    assert files == [f"model-{n:05}-of-{len(files):05}.safetensors" for n in
+                     range(1, len(files) + 1)]  # fmt: skip
+    parts = [load_file(tmp_path / file) for file in files]
+    assert all(sum(w.nbytes for w in part.values()) <= 6_000 or len(part) == 1 for part in parts)
+    total = sum(weight.nbytes for part in parts for weight in part.values())
+    assert index["metadata"]["total_size"] == total
+    loaded = load_model(tmp_path).state_dict()
+    assert all(torch.equal(weight, loaded[name]) for name, weight in model.state_dict().items())
+    (tmp_path / "one").mkdir()
+    save_model(tmp_path / "one", model, None, shard_bytes_max=10**6)
+    assert (tmp_path / "one" / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     "name", ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..", "x.bin", "", 3, [],
              "a\\b.safetensors", "x\0.safetensors", "C:x.safetensors"],
@@ -241,3 +267,42 @@ def test_the_end_of_text_is_the_first_special_token_of_the_tokenizer():
     assert tokenizer_facts(b"{}") is None
     for text in (b"", b"[]", b'{"added_tokens": [3]}', b"\xff"):
         refusal(tokenizer_facts, text)
+
+
+ODD = [None, True, -1, 0, 1, 3, 1.5, 10**30, 1e308, float("nan"), "", "x", "16", [], [1], {},
+       {"a": 1}, ["full_attention"] * 2, "\ud800", {"rope_type": "yarn"},
+       {"rope_type": ["yarn"]}]  # fmt: skip
+KINDS = {
+    "qwen3": replace(
+        TINY, attention_layers="full,window", sliding_window=4, rope_scaling="yarn",
+        rope_factor=2.0,
+    ),
+    "llama": replace(TINY, qk_norm=False, rope_scaling="llama3", rope_factor=2.0),
+    "gpt2": replace(
+        TINY, qk_norm=False, num_kv_heads=2, positions="learned", norm="layer", rope_theta=1e4,
+        feed_forward="relu", attention_bias=True, mlp_bias=True,
+    ),
+    "peerformer": replace(TINY, attention_sinks=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "config"), KINDS.items(), ids=KINDS)
+def test_a_configuration_with_odd_values_is_refused_or_a_model_that_can_be(kind, config):
+    good = json.loads(json.dumps(hf_config(config)))
+    assert good["model_type"] == kind and config_from_hf(good, "x") == config
+    places = [(good, key) for key in good]
+    places += [
+        (good[key], name) for key in good if isinstance(good[key], dict) for name in good[key]
+    ]
+    tried = refused = 0
+    for holder, key in places:
+        before = holder[key]
+        for odd in ODD:
+            holder[key] = odd
+            tried += 1
+            try:
+                Transformer(config_from_hf(json.loads(json.dumps(good)), "x"))
+            except CheckpointError:
+                refused += 1
+        holder[key] = before
+    assert tried > refused > tried / 3, f"{refused} of {tried}"

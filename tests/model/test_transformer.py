@@ -171,3 +171,29 @@ def test_the_model_learns_a_rule():
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.2
+
+
+def test_packed_documents_give_the_logits_of_each_alone():
+    model = make_model(TINY)
+    x, documents = tokens(2, 12), torch.tensor([[0] * 5 + [1] * 7, [4] * 9 + [-1] * 3])
+    packed = model(x, documents_BT=documents)
+    for row, start, end in ((0, 0, 5), (0, 5, 12), (1, 0, 9)):
+        alone = model(x[row : row + 1, start:end])
+        torch.testing.assert_close(packed[row : row + 1, start:end], alone, rtol=1e-4, atol=1e-5)
+    y = tokens(2, 12, seed=1)
+    assert model.loss(x, y, documents_BT=documents).isfinite()
+    assert model.loss(x, y, documents_BT=documents) != model.loss(x, y)
+    one = torch.zeros(2, 12, dtype=torch.long)
+    torch.testing.assert_close(model(x, documents_BT=one), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_prompt_padded_on_the_left_is_read_as_if_it_were_not():
+    model = make_model(TINY)
+    x = tokens(2, 9)
+    positions = torch.stack([torch.arange(9), torch.arange(9) - 4])  # the second has 5 tokens
+    positions = positions.clamp(min=-1)
+    found = model(x, positions_BT=positions)
+    torch.testing.assert_close(found[:1], model(x[:1]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[1:, 4:], model(x[1:, 4:]), rtol=1e-5, atol=1e-5)
+    found.sum().backward()
+    assert all(w.grad.isfinite().all() for w in model.parameters())

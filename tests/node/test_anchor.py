@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from peerformer.errors import SwarmError
-from peerformer.events import Journal
+from peerformer.journal import Journal
 from peerformer.node.anchor import anchor
 from peerformer.node.assemble import wall_clock
 from peerformer.node.connection import Connection

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from peerformer import events
-from peerformer.events import read_journal
+from peerformer.journal import read_journal
 from peerformer.node.assemble import PeerOptions
 from peerformer.node.directory import SwarmDirectory
 from peerformer.node.founding import found

@@ -15,8 +15,8 @@ import pytest
 from peerformer import events
 from peerformer.config import DataConfig
 from peerformer.errors import ConfigError, DataError, SwarmError
-from peerformer.events import read_journal
 from peerformer.interface.cli import main
+from peerformer.journal import read_journal
 from peerformer.node.assemble import PeerOptions
 from peerformer.node.directory import PeerDirectory, SwarmDirectory
 from peerformer.node.joining import fetch_swarm

@@ -12,9 +12,9 @@ import pytest
 from peerformer import events
 from peerformer.config import DataConfig
 from peerformer.errors import PeerformerError
-from peerformer.events import read_journal
 from peerformer.gradients.fixed_point import parameters_of
 from peerformer.interface.cli import main
+from peerformer.journal import read_journal
 from peerformer.model.transformer import Transformer
 from peerformer.node.assemble import PeerOptions
 from peerformer.node.directory import SwarmDirectory

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from peerformer.events import CheckpointReached, read_journal
+from peerformer.events import CheckpointReached
 from peerformer.interface.cli import main
+from peerformer.journal import read_journal
 from peerformer.node.keyring import load_or_create_key
 from peerformer.node.supervisor import Supervisor
 from peerformer.protocol.identity import KeyPair

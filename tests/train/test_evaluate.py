@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from peerformer.config import ModelConfig
-from peerformer.data.batches import Batches
+from peerformer.data.batches import Batches, Window
 from peerformer.data.shards import ShardSet
 from peerformer.model.transformer import Transformer
 from peerformer.train import evaluate as module
@@ -43,14 +43,14 @@ def test_it_is_what_a_sum_by_hand_gives_for_windows_of_any_length() -> None:
     nats = sum(by_hand(model, window) for window in texts)
     size = sum(int(BYTES_V[window[1:]].sum()) for window in texts)
     tokens = sum(len(window) - 1 for window in texts)
-    found = evaluate_windows(model, iter(texts), BYTES_V)
+    found = evaluate_windows(model, map(Window, texts), BYTES_V)
     assert (found.tokens, found.bytes) == (tokens, size)
     assert math.isclose(found.loss_nats_per_token, nats / tokens, rel_tol=1e-5)
     assert math.isclose(found.bits_per_byte, nats / size / math.log(2), rel_tol=1e-5)
 
 
 def test_how_many_go_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, texts = Transformer(SHAPE), windows(*[17] * 9)
+    model, texts = Transformer(SHAPE), [Window(one) for one in windows(*[17] * 9)]
     whole = evaluate_windows(model, texts, BYTES_V)
     monkeypatch.setattr(module, "TOKENS_AT_ONCE", 1)
     seen: list[int] = []

@@ -20,8 +20,9 @@ from peerformer.config import ModelConfig, OptimizerConfig
 from peerformer.data.tokenizer import train_tokenizer
 from peerformer.errors import CheckpointError, ConfigError
 from peerformer.model.transformer import Transformer, initialise
+from peerformer.model.weights import WEIGHTS_FILE
 from peerformer.settings import resolve
-from peerformer.train.checkpoint import MODEL, OPTIMIZER, STATE, load_checkpoint, save_checkpoint
+from peerformer.train.checkpoint import OPTIMIZER, STATE, load_checkpoint, save_checkpoint
 from peerformer.train.optimizer import build_optimizer
 from peerformer.train.recipe import recipe_bytes, recipe_config
 from peerformer.train.replica import Replica
@@ -177,7 +178,7 @@ def try_checkpoints(workshop: Workshop, seed: int, count: int) -> None:
 
 def workshop_with_tensors(workshop: Workshop, random: Random) -> bool:
     """Damage the header of a tensor file, and seal it; whether the checkpoint still loads."""
-    name = random.choice((MODEL, OPTIMIZER))
+    name = random.choice((WEIGHTS_FILE, OPTIMIZER))
     data = workshop.good[name]
     end = 8 + int.from_bytes(data[:8], "little")
     head = mutate(data[:end], data[:end], random)

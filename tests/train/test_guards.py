@@ -15,15 +15,11 @@ from peerformer.errors import CheckpointError, DivergedError
 from peerformer.model.convert import load_model
 from peerformer.model.transformer import Transformer, initialise
 from peerformer.settings import resolve
-from peerformer.train import optimizer as optimizer_module
+from peerformer.train import muon
 from peerformer.train.checkpoint import load_checkpoint, save_checkpoint
 from peerformer.train.loop import train
-from peerformer.train.optimizer import (
-    SINGULAR_VALUE_MAX,
-    build_optimizer,
-    optimizer_tensors,
-    orthogonalise,
-)
+from peerformer.train.muon import SINGULAR_VALUE_MAX, orthogonalise
+from peerformer.train.optimizer import build_optimizer, optimizer_tensors
 from peerformer.train.precision import autocast_dtype, bfloat16_pays, dtype_name
 from peerformer.train.replica import OUTLIER_HISTORY, Replica
 
@@ -154,7 +150,7 @@ def test_any_module_trains_with_a_loss_that_is_handed_in() -> None:
     torch.manual_seed(4)
     table = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 9))
     optimizer = build_optimizer(table, OptimizerConfig())
-    assert set(optimizer.momentum) == {"1.weight", "2.weight"}, "an embedding by its type"
+    assert set(optimizer.parts[1].named) == {"1.weight", "2.weight"}, "an embedding by its type"
 
     def loss(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return nn.functional.cross_entropy(table(tokens).flatten(0, 1), targets.flatten())
@@ -262,7 +258,7 @@ def test_muon_is_bounded_in_every_precision_that_it_iterates_in(
 def test_an_iteration_that_explodes_is_bounded_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(optimizer_module, "NEWTON_SCHULZ", (4.0, 0.5, 0.0))
+    monkeypatch.setattr(muon, "NEWTON_SCHULZ", (4.0, 0.5, 0.0))
     exploded = orthogonalise(torch.eye(32)[None])
     assert exploded.norm() <= SINGULAR_VALUE_MAX * 32**0.5 * 1.001
 

@@ -1,11 +1,6 @@
-"""The loop: exact resume after a kill, stopping between steps, runs found again or refused."""
+"""The loop: stopping between steps, runs found again or refused."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,41 +62,6 @@ def test_stopped_between_two_steps_and_resumed_it_goes_on_exactly(tmp_path: Path
     second = train(small(), run="parts", root=tmp_path)
     assert second.steps == 12
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
-
-
-def test_killed_in_the_middle_and_resumed_it_goes_on_exactly(tmp_path: Path) -> None:
-    config = small(**{"training.steps": 400, "training.checkpoint_every": 5})
-    (tmp_path / "settings.json").write_text(json.dumps(_json(config)))
-    command = [sys.executable, "-m", "peerformer", "train", "--run", "killed", "--config"]
-    command += ["settings.json", "--size", "nano"]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-    )
-    run = tmp_path / "runs" / "killed"
-    deadline = time.monotonic() + 60
-    while not (run / "latest").exists() or len(losses(run)) < 12:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    steps = small(**{"training.steps": 400, "training.checkpoint_every": 5})
-    asked = iter(range(10_000))
-    goal = 40
-    train(steps, run="whole", root=tmp_path, should_stop=lambda: next(asked) >= goal)
-    resumed = iter(range(10_000))
-    train(steps, run="killed", root=tmp_path / "runs", should_stop=lambda: next(resumed) >= goal)
-    whole, again = dict(losses(tmp_path / "whole")), dict(losses(run))
-    shared = sorted(set(whole) & set(again))
-    assert len(shared) >= 30 and all(whole[step] == again[step] for step in shared)
-
-
-def _json(config: Config) -> object:
-    from peerformer.settings import to_json
-
-    return to_json(config)
 
 
 def test_a_loss_that_is_not_finite_any_more_ends_the_run_and_keeps_what_was_saved(

@@ -150,13 +150,7 @@ def plainly(make: Callable[[Config], nn.Module], rounds: int, **more: object) ->
         for step in range(STEPS):
             seed = int.from_bytes(seed_of(number, 0)[:7], "little")
             alone.gradients([TEXT.batch(seed, step, batch_size=settings.batch_size)])
-            scale = learning_rate_scale(
-                (number - 1) * STEPS + step,
-                steps=settings.steps,
-                warmup_steps=settings.warmup_steps,
-                final_fraction=settings.final_fraction,
-            )
-            alone.apply(scale)
+            alone.apply(learning_rate_scale((number - 1) * STEPS + step, settings))
     return flat(model)
 
 

@@ -1,6 +1,7 @@
-"""`peerformer config`: every setting with its origin, a check of files, the JSON Schema."""
+"""`peerformer config`: every setting and its origin, what training costs, a check, the schema."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,26 @@ def show(
     for row in rows:
         columns = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
         print("  ".join(columns), f" {SETTINGS[row[0]].help}")
+
+
+def cost(
+    *,
+    options: ConfigOptions = ConfigOptions(),
+    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> None:
+    """Parameters, operations and memory of training by these settings, without training.
+
+    Args:
+        options: Where the settings come from.
+        json_output: Print one JSON object.
+    """
+    from peerformer.interface.cost import cost_of, cost_table
+
+    config = resolve_options(options).config
+    vocab_size = config.model.vocab_size or config.data.vocab_size
+    dtype = "float32" if config.training.dtype == "auto" else config.training.dtype
+    found = cost_of(config, vocab_size, dtype)
+    print(json.dumps(asdict(found)) if json_output else cost_table(found))
 
 
 def check(files: tuple[Path, ...], /) -> None:

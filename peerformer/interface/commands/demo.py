@@ -1,6 +1,7 @@
 """`peerformer demo`: seven peers, two of them liars, train one model while you watch."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +35,7 @@ def demo(
     options: ConfigOptions = ConfigOptions(),
 ) -> None:
     """Watch a swarm train, lose a peer and get it back, and deal with two liars."""
-    options = ConfigOptions(options.size, options.files, (*SETTINGS, *options.settings))
+    options = replace(options, settings=(*SETTINGS, *options.settings))
     overrides = {"size": options.size or SIZE, "data.path": str(data) if data else None}
     name = f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     with SwarmView() as view:

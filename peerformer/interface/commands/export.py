@@ -2,22 +2,28 @@
 
 The directory appears whole or not at all: it is written and checked under another name beside
 its place, and renamed. The check loads it with Hugging Face's transformers, where that is
-installed, and compares logits.
+installed, and compares logits. With `--gguf` it is one file instead, see `gguf_export`.
 """
 
 import os
+import re
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from cyclopts import Parameter
 
-from peerformer.data.tokenizer import load_tokenizer
+from peerformer.data.chat import TEMPLATE_FILE
+from peerformer.data.tokenizer import RUN_FOLDER, load_tokenizer
 from peerformer.errors import CheckpointError, ConfigError
+from peerformer.interface.gguf_export import export_gguf
 from peerformer.model.convert import load_model, save_model
 from peerformer.model.find import resolve_checkpoint
+from peerformer.model.formats import refuse_export
 from peerformer.model.transformer import Transformer
+from peerformer.model.weights import INDEX_FILE
+from peerformer.train.sharded_checkpoint import consolidate, is_sharded
 
 FILES = {
     "model.safetensors",
@@ -25,7 +31,11 @@ FILES = {
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    TEMPLATE_FILE,
+    INDEX_FILE,
 }
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+SHARD_MEGABYTES = 5_000  # as Hugging Face's tools do; larger files are hard to copy
 CHECKED_TOKENS_MAX = 64
 # As a share of the largest logit, at least of 1: two orders of summation differ by less in
 # float32, and another model by more.
@@ -36,20 +46,38 @@ def export(
     source: str,
     /,
     *,
-    to: Path,
+    to: Path | None = None,
+    gguf: Literal["f16", "q8_0", "q4_0"] | None = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
+    shard_megabytes: int = SHARD_MEGABYTES,
+    base: str | None = None,
 ) -> None:
     """Write a model as safetensors with its configuration and tokenizer, as Hugging Face reads it.
 
     Args:
         source: A run, the end of its name, or the directory of a checkpoint.
-        to: The directory to make.
-        overwrite: Replace an earlier export in that directory.
+        to: The directory to make; with --gguf the file, which may be left to its default name.
+        gguf: Write one GGUF file for llama.cpp instead, its matrices in this type.
+        overwrite: Replace an earlier export there.
+        shard_megabytes: The largest file of weights; more are split into several with an index.
+        base: The model that an adapter from elsewhere belongs to; it is merged into it.
     """
+    if gguf is not None:
+        export_gguf(source, gguf, to, overwrite=overwrite)
+        return
+    if to is None:
+        raise ConfigError("an export needs a place", where="command line", hint="--to DIRECTORY")
+    if shard_megabytes < 1:
+        raise ConfigError("--shard-megabytes must be at least 1", why=f"given: {shard_megabytes}")
     _refuse_occupied(to, overwrite=overwrite)
     checkpoint = resolve_checkpoint(source)
-    model = load_model(checkpoint)
+    if is_sharded(checkpoint):
+        consolidate(checkpoint)
+    model = load_model(checkpoint, base)
+    refuse_export(model.config, str(checkpoint))
     tokenizer_path = checkpoint / "tokenizer.json"
+    if base is not None and not tokenizer_path.exists():
+        tokenizer_path = resolve_checkpoint(base) / "tokenizer.json"
     has_tokenizer = tokenizer_path.exists()
     tokenizer_bytes = load_tokenizer(tokenizer_path).to_bytes() if has_tokenizer else None
     to = to.absolute()
@@ -58,7 +86,10 @@ def export(
         with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as scratch:
             made = Path(scratch) / to.name
             made.mkdir()
-            save_model(made, model, tokenizer_bytes)
+            save_model(made, model, tokenizer_bytes, shard_bytes_max=shard_megabytes * 1_000_000)
+            template = checkpoint.parent.parent / RUN_FOLDER / TEMPLATE_FILE
+            if has_tokenizer and template.is_file():  # the run learned chats
+                (made / TEMPLATE_FILE).write_bytes(template.read_bytes())
             verdict = _check(made, model)
             _put(made, to, Path(scratch) / "replaced")
     except OSError as error:
@@ -81,7 +112,7 @@ def _refuse_occupied(to: Path, *, overwrite: bool) -> None:
     present = sorted(path.name for path in to.iterdir())
     if present and not overwrite:
         raise ConfigError("the directory is not empty", where=str(to), hint="--overwrite")
-    if others := [name for name in present if name not in FILES]:
+    if others := [n for n in present if n not in FILES and not SHARD.fullmatch(n)]:
         raise ConfigError(
             f"the directory holds what is no export ({others[0]}), and is left alone",
             where=str(to),

@@ -1,76 +1,108 @@
-"""`peerformer generate`: continue a text with a trained model, token by token."""
+"""`peerformer generate`: continue texts with a trained model, token by token."""
 
-import json
 import secrets
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from peerformer.data.tokenizer import load_tokenizer
-from peerformer.generate.engine import generate as generate_tokens
-from peerformer.generate.sampling import Sampling
+from peerformer.data.tokenizer import Tokenizer, load_tokenizer
+from peerformer.generate.caching import CacheMaker
+from peerformer.generate.completion import CompletionOptions, complete_by_beams, stream
+from peerformer.interface.completions import (
+    Shown,
+    show_completion,
+    show_finished,
+    show_pieces,
+    tell_cache,
+)
+from peerformer.interface.generation import (
+    BeamFlags,
+    CacheFlags,
+    SamplingFlags,
+    refuse_with_beams,
+)
+from peerformer.interface.prompts import read_prompts
 from peerformer.model.convert import load_model
 from peerformer.model.find import resolve_checkpoint
+from peerformer.model.transformer import Transformer
 
 SEED_BITS = 32  # of a seed drawn here: short enough to type again
+TOKENS = 200  # of a text, where nobody says how many
 
 
 def generate(
-    prompt: str,
-    /,
-    *,
+    *prompts: str,
+    file: Annotated[Path | None, Parameter(name="--prompts")] = None,
     source: Annotated[str | None, Parameter(name="--from")] = None,
-    tokens: int = 200,
-    temperature: float = Sampling.temperature,
-    top_k: int | None = Sampling.top_k,
-    top_p: float | None = Sampling.top_p,
+    tokens: int | None = None,
+    choosing: SamplingFlags = SamplingFlags(),
+    beaming: BeamFlags = BeamFlags(),
+    stop: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
+    logprobs: int | None = None,
     seed: int | None = None,
+    batch: int | None = None,
+    caching: CacheFlags = CacheFlags(),
     json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
-    """Continue PROMPT with a trained model; the text goes to stdout as it is made.
+    """Continue each PROMPT with a trained model; the text goes to stdout as it is made.
 
     Args:
-        prompt: The text to continue; "" starts a new text.
+        prompts: The texts to continue; "" starts a new text.
+        file: More of them: a line each, or {"prompt": …} in a .jsonl file; - reads stdin.
         source: A run, the end of its name, or the directory of a checkpoint; none: the newest run.
-        tokens: The most tokens to make; it stops earlier where the model ends the text.
-        temperature: 0 always takes the likeliest token; higher is more varied.
-        top_k: Choose among so many of the likeliest tokens; none: among all.
-        top_p: Choose among the likeliest tokens that together have this probability.
-        seed: Repeats a text; none: another text each time.
-        json_output: Print one JSON object at the end instead of the text.
+        tokens: The most tokens of a text (200); it stops earlier where the model ends it.
+        choosing: How a token is chosen.
+        beaming: Beam search.
+        stop: End a text before this string; may be given several times.
+        logprobs: Show each token's log probability, and so many of the likeliest beside it.
+        seed: Repeats a text; the prompts after the first have the next seeds. None: any.
+        batch: Prompts that are computed together (8).
+        caching: The cache.
+        json_output: Print one JSON object a text instead.
     """
-    sampling = Sampling(temperature, top_k, top_p)
+    texts = read_prompts(prompts, file)
+    search, cache_options = beaming.search(), caching.options()
+    if search is not None:
+        refuse_with_beams(stop=stop, logprobs=logprobs, seed=seed, batch=batch)
+    options = CompletionOptions(
+        sampling=choosing.sampling() if search is None else choosing.penalties(),
+        tokens_max=TOKENS if tokens is None else tokens,
+        stop=stop,
+        seed=secrets.randbits(SEED_BITS) if seed is None else seed,
+        log_probabilities=logprobs,
+        batch_size=CompletionOptions.batch_size if batch is None else batch,
+    )
     checkpoint = resolve_checkpoint(source)
-    tokenizer = load_tokenizer(checkpoint / "tokenizer.json")
-    model = load_model(checkpoint)
-    end = tokenizer.end_of_text_id
-    # Training separates documents by this token, so it stands before a text's first one.
-    prompt_tokens = tokenizer.encode(prompt) or [end]
-    seed = secrets.randbits(SEED_BITS) if seed is None else seed
-    made, stream, parts = 0, tokenizer.stream(), []
-    if not json_output:
-        print(prompt, end="", flush=True)
-    for token in generate_tokens(
+    tokenizer, model = load_tokenizer(checkpoint / "tokenizer.json"), load_model(checkpoint)
+    longest = max(len(tokenizer.encode(text)) for text in texts) + 1
+    caches = CacheMaker(
         model,
-        prompt_tokens,
-        sampling=sampling,
-        tokens_max=tokens,
-        stop_ids={end},
-        seed=seed,
-    ):
-        made += 1
-        parts.append(stream.feed(token))
-        if not json_output:
-            print(parts[-1], end="", flush=True)
-    if not json_output:
-        print()
-        return
-    result = {
-        "model": str(checkpoint),
-        "prompt": prompt,
-        "text": "".join(parts),
-        "tokens": made,
-        "stopped_by": "length" if made == tokens else "end of text",
-        "seed": seed,
-    }
-    print(json.dumps(result, ensure_ascii=False))
+        cache_options,
+        batch_size=search.beams if search is not None else min(options.batch_size, len(texts)),
+        length_max=longest + options.tokens_max,
+    )
+    shown = Shown(str(checkpoint), tokenizer, json_output, len(texts))
+    if search is not None:
+        for number, text in enumerate(texts):
+            found = complete_by_beams(
+                model,
+                tokenizer,
+                text,
+                search,
+                tokens_max=_room(model, tokenizer, text) if tokens is None else tokens,
+                penalties=options.sampling,
+                caches=caches,
+            )
+            for one in found:
+                show_completion(number, one, shown)
+    elif len(texts) > 1 or json_output:
+        show_finished(stream(model, tokenizer, texts, options, caches), shown)
+    else:
+        show_pieces(texts[0], stream(model, tokenizer, texts, options, caches), shown)
+    tell_cache(caches)
+
+
+def _room(model: Transformer, tokenizer: Tokenizer, prompt: str) -> int:
+    """Tokens of a beam where nobody says how many: beams stay in the context window."""
+    return max(1, min(TOKENS, model.config.max_positions - len(tokenizer.encode(prompt))))

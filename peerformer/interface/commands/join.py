@@ -7,10 +7,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from peerformer.cluster.one_peer import OnePeer, as_one_peer
+from peerformer.cluster.training import this_launch
 from peerformer.config import DataConfig
 from peerformer.errors import ConfigError, SwarmError
-from peerformer.events import Journal
-from peerformer.interface.commands.node import FIRST_PORT, note, run_peer
+from peerformer.interface.commands.node import FIRST_PORT, note, run_peer, with_ranks
+from peerformer.interface.options import ConfigOptions, resolve_options
+from peerformer.journal import Journal
 from peerformer.node.anchor import anchor
 from peerformer.node.assemble import PeerOptions, wall_clock
 from peerformer.node.directory import PeerDirectory, SwarmDirectory
@@ -20,7 +23,7 @@ from peerformer.node.process import run_loop
 from peerformer.node.worker import leave_operators_to_the_bench
 from peerformer.protocol.codec import MalformedError
 from peerformer.protocol.identity import name_of
-from peerformer.protocol.ticket import Invitation, read_ticket
+from peerformer.protocol.ticket import Invitation, Ticket, read_ticket
 
 
 def join(
@@ -55,18 +58,29 @@ def join(
             where=str(swarm.path),
             hint="--run NEW-NAME keeps the new one apart",
         )
+    launch = this_launch()
+
+    def run_as(peer: OnePeer | None) -> None:
+        own_data = DataConfig(path=str(data)) if data else None
+        options = PeerOptions(host, port, guest=guest, data=own_data)
+        reason = _run(swarm, with_ranks(options, peer, launch), given, console=console)
+        again = f"peerformer node --port {port}" + (f" --run {run}" if run else "")
+        note(f"stopped     {reason}; go on with: {again}")
+
+    as_one_peer(launch, lambda: resolve_options(ConfigOptions()).config, run_as)
+
+
+def _run(swarm: SwarmDirectory, options: PeerOptions, given: Ticket, *, console: bool) -> str:
+    """Join and run until stopped; returns why."""
+    invitation = given.invitation
     leave_operators_to_the_bench()
     directory = swarm.peer("me").make()
     logging.basicConfig(filename=directory.log, level=logging.INFO, force=True)
     note(f"invited     by {name_of(given.inviter)}, to round {invitation.checkpoint.round}")
     _fetch(swarm, load_or_create_key(directory.key), invitation)
     run_loop(_anchored(swarm, directory, invitation))
-    own_data = DataConfig(path=str(data)) if data else None
     known = [(place.address.decode(), place.peer) for place in invitation.places]
-    options = PeerOptions(host, port, guest=guest, data=own_data)
-    reason = run_loop(run_peer(swarm, options, known, with_console=console))
-    again = f"peerformer node --port {port}" + (f" --run {run}" if run else "")
-    note(f"stopped     {reason}; go on with: {again}")
+    return run_loop(run_peer(swarm, options, known, with_console=console))
 
 
 async def _anchored(

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from peerformer import events
 from peerformer.errors import ConfigError, DataError, PeerformerError
-from peerformer.events import read_journal
+from peerformer.journal import read_journal
 from peerformer.node.directory import find_swarm
 from peerformer.node.evidence import evidence_file
 from peerformer.node.overview import chosen_peer
@@ -159,5 +159,6 @@ def _line(event: events.Event, fields: dict[str, Any]) -> str:
         if key in ("event", "time", "peer") or value in (None, ""):
             continue
         text = f"{value:.3f}" if isinstance(value, float) else str(value)
+        text = json.dumps(text, ensure_ascii=False) if "\n" in text else text
         words.append(f"{key} {text[:_HASH_SHOWN] + '…' if len(text) == 64 else text}")
     return f"{event.time[11:19]}  {fields['event']:<22} {'  '.join(words)}"

@@ -4,13 +4,17 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from peerformer.cluster.launch import Launch
+from peerformer.cluster.one_peer import OnePeer, as_one_peer, threads_of
+from peerformer.cluster.training import this_launch
 from peerformer.config import DataConfig
 from peerformer.errors import ConfigError
 from peerformer.interface.console import Console
@@ -22,6 +26,7 @@ from peerformer.node.joining import fetch_swarm
 from peerformer.node.keyring import load_or_create_key
 from peerformer.node.process import Running, run_loop
 from peerformer.node.worker import leave_operators_to_the_bench
+from peerformer.train.start import settings_of_base
 
 FIRST_PORT = 8_888
 
@@ -43,10 +48,16 @@ def node(
     ] = False,
     run: Annotated[str | None, Parameter(help="Where to keep the files, under runs/.")] = None,
     seed: Annotated[int | None, Parameter(help="Seed of a new swarm's initial weights.")] = None,
+    base: Annotated[
+        str | None, Parameter(name="--from", help="Model whose weights a new swarm starts from.")
+    ] = None,
     console: Annotated[bool, Parameter(help="Read commands from the terminal.")] = True,
     options: ConfigOptions = ConfigOptions(),
 ) -> None:
-    """Run one peer: found a swarm, or join one with --bootstrap; the console says `help`."""
+    """Run one peer: found a swarm, or join one with --bootstrap; the console says `help`.
+
+    Under torchrun or mpirun all ranks are one peer, and share its training.
+    """
     if not 0 <= port <= 65_535:
         raise ConfigError("--port must be between 0 and 65535", why=f"given: {port}")
     swarm = SwarmDirectory(Path("runs") / (run or f"node-{port}"))
@@ -57,8 +68,38 @@ def node(
         "swarm.peers": 1,
         "data.path": str(data) if data else None,
         "training.seed": seed,
+        "training.base": base,
     }
-    sized = ConfigOptions(options.size or "nano", options.files, options.settings)
+    if base and bootstrap:
+        raise ConfigError("--from is for a founder: a swarm has its weights", hint="leave it out")
+    sized = replace(options, size=options.size or (None if base else "nano"))
+    launch = this_launch()
+
+    def run_as(peer: OnePeer | None) -> None:
+        place = PeerOptions(host, port, guest=guest, data=own_data)
+        place = with_ranks(place, peer, launch)
+        _run(swarm, place, sized, overrides, bootstrap=bootstrap, console=console)
+
+    as_one_peer(launch, lambda: resolve_options(sized, overrides, settings_of_base).config, run_as)
+
+
+def with_ranks(options: PeerOptions, peer: OnePeer | None, launch: Launch) -> PeerOptions:
+    """The options of a peer whose steps other ranks share, if there are some."""
+    if peer is None:
+        return options
+    note(f"ranks       {launch.in_words()}, as one peer")
+    return replace(options, attach=peer.attach_to, threads=threads_of(launch))
+
+
+def _run(
+    swarm: SwarmDirectory,
+    peer_options: PeerOptions,
+    sized: ConfigOptions,
+    overrides: Mapping[str, object],
+    *,
+    bootstrap: str | None,
+    console: bool,
+) -> None:
     leave_operators_to_the_bench()
     directory = swarm.peer("me").make()
     log = directory.log
@@ -68,11 +109,11 @@ def node(
         if bootstrap:
             run_loop(fetch_swarm(swarm, key, bootstrap, note))
         else:
-            founding.found(swarm, resolve_options(sized, overrides).config, [key], note)
+            config = resolve_options(sized, overrides, settings_of_base).config
+            founding.found(swarm, config, [key], note)
             note(f"founded     a new swarm in {swarm.path}")
     elif bootstrap is None:
         note(f"resumed     {swarm.path}, as of {datetime.now(UTC):%H:%M}")
-    peer_options = PeerOptions(host, port, guest=guest, data=own_data)
     known = [(bootstrap, None)] if bootstrap else []
     reason = run_loop(run_peer(swarm, peer_options, known, with_console=console))
     note(f"stopped     {reason}; the same command goes on")

@@ -23,6 +23,7 @@ from peerformer.node.overview import overview
 from peerformer.node.supervisor import Supervisor
 from peerformer.protocol.membership import tolerated_faults
 from peerformer.settings import DEFAULT, Resolved
+from peerformer.train.start import settings_of_base
 
 LOOK_SECONDS = 0.5
 VALIDATORS = 2  # so many of the peers measure bits per byte; each round costs them a moment
@@ -39,6 +40,10 @@ def up(
         int | None, Parameter(help="Stop after so many rounds; without it, at Ctrl-C.")
     ] = None,
     seed: Annotated[int | None, Parameter(help="Seed of initial weights and data order.")] = None,
+    base: Annotated[
+        str | None,
+        Parameter(name="--from", help="Run, checkpoint or Hugging Face directory to start from."),
+    ] = None,
     json_output: Annotated[
         bool, Parameter(name="--json", negative=(), help="End with one JSON object.")
     ] = False,
@@ -46,10 +51,11 @@ def up(
 ) -> None:
     """Start a whole swarm on this machine; Ctrl-C stops it, the same command resumes it."""
     overrides = {
-        "size": options.size or "nano",
+        "size": options.size or (None if base else "nano"),
         "swarm.peers": peers,
         "data.path": str(data) if data else None,
         "training.seed": seed,
+        "training.base": base,
     }
     if rounds is not None and rounds < 1:
         raise ConfigError("--rounds must be at least 1", why=f"given: {rounds}")
@@ -91,8 +97,8 @@ def open_swarm(
             note(f"swarm       {supervisor.swarm.path}   resumed")
             return supervisor
     chosen = {name: value for name, value in overrides.items() if name != "size"}
-    sized = ConfigOptions(overrides["size"], options.files, options.settings)
-    config = lab_config(resolve_options(sized, chosen))
+    sized = replace(options, size=overrides["size"])
+    config = lab_config(resolve_options(sized, chosen, settings_of_base))
     name = run_name(f"{datetime.now(UTC):%Y-%m-%d}", run, str(time.time_ns()).encode())
     supervisor = Supervisor(new_directory(name, root))
     supervisor.found(config, note)

@@ -1,0 +1,1 @@
+"""One trusted cluster: ranks of a launcher that train one model together."""
