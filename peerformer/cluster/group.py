@@ -29,6 +29,7 @@ from peerformer.cluster.watch import Watch
 from peerformer.config import Config
 from peerformer.data.batches import Batch
 from peerformer.errors import ConfigError, Interrupted, PeerformerError, ToldElsewhere
+from peerformer.model.experts import routers_of
 from peerformer.settings import to_json
 from peerformer.train.checkpoint import kept_numbers, take_numbers
 from peerformer.train.optimizer import load_optimizer_tensors, optimizer_tensors
@@ -218,6 +219,8 @@ class Group:
 
     def attach(self, replica: Replica) -> None:
         """Let a replica's gradients be averages over all ranks."""
+        for router in routers_of(replica.model):
+            router.add_up = self.add_up
         loss = self.engine.attach(replica, replica.loss)
 
         def on_device(*batch: Tensor, **more: Tensor) -> Tensor:

@@ -132,6 +132,9 @@ class Router(nn.Module):
         self.register_buffer("tokens_E", torch.zeros(E, dtype=torch.int64), persistent=False)
         self.register_buffer("dropped", torch.zeros((), dtype=torch.int64), persistent=False)
         self.terms: list[Tensor] | None = None  # where a loss collects what routers add to it
+        # Of several ranks that share a pass: puts the sums over all of them in a tensor's place.
+        self.add_up: Callable[[Tensor], None] = lambda _: None
+        self.sent_E: Tensor | None = None  # to each expert, a token of the last pass, all ranks
         self.load: ExpertLoad | None = None  # of the last step
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor, int | None]:
@@ -156,9 +159,15 @@ class Router(nn.Module):
         self, score_NE: Tensor, probability_NE: Tensor, expert_NK: Tensor, capacity: int | None
     ) -> None:
         """Compute what this pass adds to the loss; keep it, and count, where a loss collects."""
-        N, E = score_NE.shape
+        E = score_NE.shape[1]
         count_E = torch.bincount(expert_NK.flatten(), minlength=E)
-        balance = E * (count_E / N).dot(probability_NE.mean(0))
+        if self.terms is not None or self.sent_E is None:
+            # Over all ranks, else the loss of many small passes is another than that of a large
+            # one. Where a pass is computed again, for its gradients, this is what it was.
+            all_E = count_E.clone()
+            self.add_up(all_E)
+            self.sent_E = all_E * self.top_k / all_E.sum().clamp(min=1)
+        balance = E * self.sent_E.dot(probability_NE.mean(0))
         z = score_NE.logsumexp(-1).square().mean()
         if self.terms is not None:
             self.terms.append(self.balance_weight * balance + self.z_weight * z)
@@ -175,9 +184,22 @@ class Router(nn.Module):
             self.load = ExpertLoad(tuple(shares_E.tolist()), dropped / total)
             if self.bias_step:
                 behind_E = (shares_E.mean() - shares_E).sign()
-                self.get_parameter(BIAS).add_(self.bias_step * behind_E)
+                bias_E = self.get_parameter(BIAS)
+                bias_E.add_(_divided_like(bias_E, self.bias_step * behind_E))
         self.tokens_E.zero_()
         self.dropped.zero_()
+
+
+def _divided_like(parameter: Tensor, values: Tensor) -> Tensor:
+    """Values that every rank holds, divided among ranks if the parameter is."""
+    mesh = getattr(parameter, "device_mesh", None)  # a DTensor's
+    if mesh is None:
+        return values
+    from torch.distributed.tensor import DTensor, Replicate
+
+    assert isinstance(parameter, DTensor)
+    whole = DTensor.from_local(values, mesh, [Replicate()], run_check=False)
+    return whole.redistribute(mesh, parameter.placements)
 
 
 def routers_of(model: nn.Module) -> list[Router]:
