@@ -34,7 +34,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 TEXTS: dict[str, dict[str, Any]] = {
     "unlike": {
         "swarm.rule": "equal-norms+centred-clipping",
-        "swarm.harm_micronats": 30_000,
+        "swarm.harm_micronats": 100_000,
         "swarm.score_sequences": 6,
     },
 }

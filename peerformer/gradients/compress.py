@@ -88,10 +88,9 @@ def encode(delta_P: Tensor, residual_P: Tensor, *, codec: str, feedback: float) 
     share = 1.0 if codec == Sparse.name else _residual_share(delta_P, residual_P, feedback)
     factor = np.float32(feedback * share)
     delta, residual = delta_P.detach().numpy(), residual_P.numpy()
-    blob = bytearray(chosen.size(P))
-    parts = chosen.parts(np.frombuffer(blob, np.uint8), rows)
-    left_P = torch.empty(P)
-    left = left_P.numpy()
+    # NumPy asks for large pages, and neither array is filled before it is written.
+    blob, left = np.empty(chosen.size(P), np.uint8), np.empty(P, np.float32)
+    parts = chosen.parts(blob, rows)
     many = chosen.rows_at_once * chosen.block
 
     loops = native.library_for(chosen, P) if isinstance(chosen, Dense) else None
@@ -119,7 +118,7 @@ def encode(delta_P: Tensor, residual_P: Tensor, *, codec: str, feedback: float) 
             np.multiply(value[:size], np.float32(2**-FRACTION_BITS), out=left[part])
 
     shared_out(encode_range, P, many)
-    return Encoded(bytes(blob), left_P)
+    return Encoded(blob.tobytes(), torch.from_numpy(left))
 
 
 def _residual_share(delta_P: Tensor, residual_P: Tensor, feedback: float) -> float:
