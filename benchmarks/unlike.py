@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from statistics import mean, stdev
+from typing import Any
 
 from peerformer.settings import resolve
 from peerformer.simulate.learned import Learned
@@ -66,7 +67,7 @@ def run(case: Case) -> Learned:
     return outcome.learned
 
 
-def row_of(found: Sequence[Learned], plain: Sequence[Learned]) -> dict[str, object]:
+def row_of(found: Sequence[Learned], plain: Sequence[Learned]) -> dict[str, Any]:
     """Return what the seeds of one case come to, beside the plain mean's of the same seeds."""
     kinds = [dict(one.by_kind) for one in found]
     worse = [
@@ -110,11 +111,11 @@ def main() -> None:
     if asked.json:
         json.dump(rows, sys.stdout, indent=1)
         return
-    kinds = list(rows[0]["bits_per_byte"])  # type: ignore[call-overload]
+    kinds = list(rows[0]["bits_per_byte"])
     print(f"| rule | attack | {' | '.join(kinds)} | worst kind | honest refused | liars counted |")
     print("|---|---|" + "--:|" * (len(kinds) + 3))
     for row in rows:
-        bits = " | ".join(str(row["bits_per_byte"][kind]) for kind in kinds)  # type: ignore[index]
+        bits = " | ".join(str(row["bits_per_byte"][kind]) for kind in kinds)
         worst = f"{row['worst_kind_percent']:+.2f} ± {row['spread']:.2f} %"
         name = f"`{row['rule']}`" + ("" if row["filter"] else ", no filter")
         print(
