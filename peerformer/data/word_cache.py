@@ -19,32 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peerformer.data.tokenizer import Tokenizer
+from peerformer.data.words_seen import WordsInC, WordsInPython, WordsSeen, functions_in_c
 
 WORDS_MAX = 400_000  # some 100 MB; then the cache begins anew
 WORD_CHARACTERS_MAX = 24_000_000  # of all words together
+COMPILED_CHARACTERS_LEAST = 8_000_000  # of text; less is done before a compiler has started
 BATCH_CHARACTERS = 1_000_000
 
-_WORD = re.compile(r"\s*\S+|\s+")
 _PIECE = re.compile(  # GPT-2's expression, for ASCII
     r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+"
 )
 # Space to Python, but not to the tokenizer: a text with one of these is encoded as a whole.
 _DOUBTFUL = re.compile("[\x1c-\x1f]")
-
-
-class _Words(dict[str, int]):
-    """Numbers words as they come."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.new: list[str] = []
-        self.characters = 0
-
-    def __missing__(self, word: str) -> int:
-        number = self[word] = len(self)
-        self.new.append(word)
-        self.characters += len(word)
-        return number
 
 
 class WordEncoder:
@@ -53,10 +39,13 @@ class WordEncoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.is_by_words = divides_at_space(tokenizer)
+        self._characters = 0  # of all texts so far
         self._forget()
 
     def _forget(self) -> None:
-        self._words = _Words()
+        self._words: WordsSeen = WordsInPython()
+        if self._characters >= COMPILED_CHARACTERS_LEAST and (functions := functions_in_c()):
+            self._words = WordsInC(functions)
         self._pieces: dict[str, list[int]] = {}
         self._tokens = np.empty(0, np.uint32)  # of all words, one after the other
         self._starts = np.empty(0, np.int64)
@@ -77,22 +66,19 @@ class WordEncoder:
         if not self.is_by_words:
             return self.tokenizer.encode_documents(texts)
         encoded: list[NDArray[np.uint32]] = []
-        batch: list[NDArray[np.int64] | str] = []
+        batch: list[NDArray[np.int32] | str] = []
         held = 0
         for index, text in enumerate(texts, 1):
-            if _DOUBTFUL.search(text):
-                batch.append(text)
-            else:
-                words = _WORD.findall(text)
-                numbers = map(self._words.__getitem__, words)
-                batch.append(np.fromiter(numbers, np.int64, len(words)))
+            batch.append(text if _DOUBTFUL.search(text) else self._words.numbers(text))
             held += len(text)
             if held >= BATCH_CHARACTERS or index == len(texts):
-                encoded += self._looked_up(batch)
+                encoded += self._looked_up(batch, held)
                 batch, held = [], 0
         return encoded
 
-    def _looked_up(self, batch: list[NDArray[np.int64] | str]) -> list[NDArray[np.uint32]]:
+    def _looked_up(
+        self, batch: list[NDArray[np.int32] | str], held: int
+    ) -> list[NDArray[np.uint32]]:
         self._learn()
         found = []
         for item in batch:
@@ -103,7 +89,11 @@ class WordEncoder:
             # Where a word's tokens stand, less where they are to stand in the text.
             shifts = self._starts[item] - (np.cumsum(lengths) - lengths)
             found.append(self._tokens[np.repeat(shifts, lengths) + np.arange(lengths.sum())])
-        if len(self._words) > WORDS_MAX or self._words.characters > WORD_CHARACTERS_MAX:
+        was_small = self._characters < COMPILED_CHARACTERS_LEAST
+        self._characters += held
+        pays = was_small and self._characters >= COMPILED_CHARACTERS_LEAST
+        is_full = self._words.count > WORDS_MAX or self._words.characters > WORD_CHARACTERS_MAX
+        if pays or is_full:
             self._forget()
         return found
 
@@ -111,7 +101,8 @@ class WordEncoder:
         """Encode the words that have not come before."""
         words, self._words.new = self._words.new, []
         divided = [_PIECE.findall(word) if word.isascii() else [word] for word in words]
-        new = [*{piece for pieces in divided for piece in pieces} - self._pieces.keys()]
+        pieces_met = {piece for pieces in divided for piece in pieces}
+        new = [piece for piece in pieces_met if piece not in self._pieces]
         encoded = self.tokenizer.encode_documents(new)
         self._pieces |= {piece: ids.tolist() for piece, ids in zip(new, encoded, strict=True)}
         tokens: list[int] = []

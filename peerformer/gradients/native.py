@@ -1,39 +1,26 @@
 """The inner loops in C, for long vectors: compiled at first use, and never needed.
 
-`native.c` holds what takes most of a round's time with tens of millions of parameters. The system's
-C compiler makes a library of it for this very processor, once, in the user's cache; where there is
-none, or anything is odd, NumPy does the same, bit for bit, some times more slowly. Short vectors
-are NumPy's in any case: a small swarm never waits for a compiler. `PEERFORMER_NATIVE=0` turns
-it off.
+`native.c` holds what takes most of a round's time with tens of millions of parameters. Where it
+cannot be compiled, NumPy does the same, bit for bit, some times more slowly. Short vectors are
+NumPy's in any case: a small swarm never waits for a compiler.
 
 Knows which bytes a codec has where, and nothing of rules: what to compute comes as numbers.
 """
 
 import ctypes
-import os
-import platform
-import shutil
-import subprocess
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from blake3 import blake3
 from numpy.typing import NDArray
-from platformdirs import user_cache_path
 
 from peerformer.gradients.codec import Bytes, Codec, Float32, Int32, Parts
+from peerformer.kernels.compiled import library_of
 
-SWITCH = "PEERFORMER_NATIVE"
-CACHE_VARIABLE = "PEERFORMER_CACHE"
 COORDINATES_LEAST = 1 << 20  # below, NumPy takes milliseconds
-COMPILE_SECONDS_MAX = 120.0  # it takes two; a compiler that hangs is none
 ROWS_MAX = 64  # what `native.c` has space for
 SOURCE = Path(__file__).with_name("native.c")
-# No contraction of a product and a sum: a float is rounded as often as in NumPy.
-FLAGS = ("-O3", "-march=native", "-std=c11", "-ffp-contract=off", "-fwrapv", "-fPIC", "-shared")
 
 _BITS = {"dense-int8": 8, "dense-int4": 4}
 _SPARSE = "sparse-2bit"
@@ -60,47 +47,9 @@ def library_for(codec: Codec, P: int) -> ctypes.CDLL | None:
     return library() if known and P >= COORDINATES_LEAST else None
 
 
-@cache
 def library() -> ctypes.CDLL | None:
     """Return the compiled loops, compiling them if need be; None where that cannot be."""
-    if os.environ.get(SWITCH) == "0":
-        return None
-    try:
-        path = _compiled()
-        return ctypes.CDLL(str(path)) if path is not None else None
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _compiled() -> Path | None:
-    """Return the library's file in a folder that nobody else may write to."""
-    compiler = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
-    if compiler is None:
-        return None
-    chosen = os.environ.get(CACHE_VARIABLE)
-    folder = (Path(chosen) if chosen else user_cache_path("peerformer")) / "native"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    status = folder.stat()
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
-        return None
-    kind = f"{platform.machine()} {_processor()} {FLAGS} {compiler}".encode()
-    name = blake3(SOURCE.read_bytes() + kind).hexdigest()[:16]
-    path = folder / f"{name}.so"
-    if not path.exists():
-        temporary = folder / f".{name}.{os.getpid()}"
-        command = [compiler, *FLAGS, "-o", str(temporary), str(SOURCE), "-lm"]
-        subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS_MAX)
-        temporary.replace(path)
-    return path
-
-
-def _processor() -> str:
-    """Return what the compiler's choice of instructions depends on, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return library_of(SOURCE)
 
 
 # --- calls ---------------------------------------------------------------------------------------

@@ -3,13 +3,14 @@
 from functools import cache
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from peerformer.data import word_cache
 from peerformer.data.synthetic import synthetic_documents
 from peerformer.data.tokenizer import Tokenizer, train_tokenizer
 from peerformer.data.word_cache import WordEncoder, divides_at_space
+from peerformer.data.words_seen import WordsInC, WordsInPython, functions_in_c
 
 # Whatever a tokenizer's expression treats apart: contractions, spaces of all kinds, marks, signs.
 SPECIAL = (
@@ -27,16 +28,40 @@ def tokenizer() -> Tokenizer:
 
 
 @cache
-def encoder() -> WordEncoder:
-    return WordEncoder(tokenizer())
+def encoder(*, compiled: bool) -> WordEncoder:
+    made = WordEncoder(tokenizer())
+    if compiled:
+        made._characters = word_cache.COMPILED_CHARACTERS_LEAST
+        made._forget()
+        assert isinstance(made._words, WordsInC)
+    return made
 
 
-@settings(max_examples=400)
-@given(st.lists(TEXTS, max_size=4))
-def test_the_tokens_are_those_of_the_whole_text(texts: list[str]) -> None:
-    assert encoder().is_by_words
-    found = [tokens.tolist() for tokens in encoder().encode_documents(texts)]
+@pytest.fixture(params=[False, True], ids=["in Python", "in C"])
+def compiled(request: pytest.FixtureRequest) -> bool:
+    if request.param and functions_in_c() is None:
+        pytest.skip("there is no C compiler")
+    return bool(request.param)
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(TEXTS, max_size=4))
+def test_the_tokens_are_those_of_the_whole_text(compiled: bool, texts: list[str]) -> None:
+    assert encoder(compiled=compiled).is_by_words
+    found = [tokens.tolist() for tokens in encoder(compiled=compiled).encode_documents(texts)]
     assert found == [tokenizer().encode(text) for text in texts]
+
+
+def test_a_long_text_goes_on_in_c_with_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [document.text for document in synthetic_documents(4, 60)]
+    expected = [tokenizer().encode(text) for text in texts]
+    monkeypatch.setattr(word_cache, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(word_cache, "COMPILED_CHARACTERS_LEAST", 2_000)
+    long = WordEncoder(tokenizer())
+    assert isinstance(long._words, WordsInPython)
+    found = [tokens.tolist() for tokens in long.encode_documents(texts)]
+    assert found == expected
+    assert functions_in_c() is None or isinstance(long._words, WordsInC)
 
 
 def test_a_full_cache_begins_anew_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
