@@ -12,6 +12,9 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it.
 _PUBLIC = {
+    "Coordinator": "peerformer.swarm.coordinator",
+    "NoQuorum": "peerformer.errors",
+    "Swarm": "peerformer.swarm.training",
     "complete": "peerformer.generate.completion",
     "complete_by_beams": "peerformer.generate.completion",
     "load_model": "peerformer.model.convert",

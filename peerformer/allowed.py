@@ -181,7 +181,7 @@ def conflicts(config: Config) -> Iterator[Conflict]:
             " that nobody can repeat a training, which swarm.audits asks for",
             f"--set model.{dropped[0]}=0  or  --set swarm.audits=0",
         )
-    if swarm.vouchers > swarm.peers and swarm.admission == "open":
+    if swarm.vouchers > swarm.peers and swarm.admission != "closed":
         yield Conflict(
             ("swarm.vouchers", "swarm.peers"),
             f"swarm.vouchers ({swarm.vouchers}) is more than swarm.peers ({swarm.peers}), so that"

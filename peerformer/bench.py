@@ -1,4 +1,4 @@
-"""The real bench: an agreed replica behind the interface that `Peer` works with.
+"""The real bench: a learner with an agreed state behind the interface that `Peer` works with.
 
 It turns states into roots and proofs and keeps the last few, so that others can fetch their
 chunks. Where a state is saved, and how chunks reach others, is the caller's: it is told by
@@ -7,12 +7,16 @@ chunks. Where a state is saved, and how chunks reach others, is the caller's: it
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
-from peerformer.gradients.fixed_point import AgreedState
+from peerformer.config import Config
+from peerformer.gradients.fixed_point import AgreedState, Layout
 from peerformer.peer import Made
 from peerformer.protocol.effects import Applied, Apply, Audited, Check, Checked, Repeat
 from peerformer.protocol.merkle import MerkleTree, leaf_count, leaf_span
-from peerformer.train.agreed import AgreedReplica
+from peerformer.train.agreed import AgreedReplica, Contribution, Judged
+from peerformer.train.replay import Repetition
 
 STATES_KEPT = 3  # rounds whose state is served; a newcomer fetches while rounds go on
 COMPUTED_KEPT_MAX = 4
@@ -45,11 +49,57 @@ class ServedState:
         return leaf_count(len(self.data))
 
 
-@dataclass(slots=True)
-class TensorBench:
-    """An `AgreedReplica` as a bench. `on_state` is called with each state that became agreed."""
+class Learner(Protocol):
+    """What trains from the agreed state: an `AgreedReplica`, or a module that a user brings."""
 
-    replica: AgreedReplica
+    config: Config
+    layout: Layout
+    state: AgreedState
+    round: int
+
+    def train(
+        self, round_number: int, seed: bytes, should_stop: Callable[[], bool]
+    ) -> Contribution | None:
+        """See AgreedReplica.train; so for all that follow."""
+
+    def check(
+        self, blob: bytes, score_seed: bytes | None, key: bytes, shard_seed: bytes | None = None
+    ) -> Judged:
+        """Judge a contribution."""
+
+    def repeat(
+        self,
+        round_number: int,
+        blob: bytes,
+        record: bytes,
+        seed: bytes,
+        should_stop: Callable[[], bool],
+    ) -> Repetition:
+        """Train for a round as its author says it did."""
+
+    def apply(
+        self, round_number: int, blobs: list[tuple[bytes, bytes]], seed: bytes
+    ) -> tuple[AgreedState, tuple[bytes, ...]] | None:
+        """Return the state after these contributions, and whose norm was refused."""
+
+    def move_to(self, round_number: int, state: AgreedState, *, accepted: bool | None) -> None:
+        """Make a state the agreed one."""
+
+    def save_local(self, path: Path) -> None:
+        """Save what is this peer's alone."""
+
+    def load_local(self, path: Path) -> bool:
+        """Take up what `save_local` wrote."""
+
+
+Kind = TypeVar("Kind", bound=Learner)
+
+
+@dataclass(slots=True)
+class TensorBench(Generic[Kind]):
+    """A learner as a bench. `on_state` is called with each state that became agreed."""
+
+    replica: Kind
     on_state: Callable[[ServedState], None] = lambda _: None
     on_trained: Callable[[int, float, int], None] = lambda *_: None
     computed: dict[bytes, tuple[AgreedState, ServedState]] = field(default_factory=dict)
@@ -122,4 +172,5 @@ class TensorBench:
 
     def poison_from(self, name: str, round_number: int) -> None:
         """Tell an attack on learning from a round on."""
+        assert isinstance(self.replica, AgreedReplica), "others lie by themselves"
         self.replica.poison_from(name, round_number)

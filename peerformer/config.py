@@ -395,7 +395,9 @@ class SwarmConfig:
     contributions_min: int = setting(2, "K_min: fewer make a null round", least=1)
     contributions_max: int = setting(32, "K_max: most contributions a round", least=1, most=64)
     admission: str = setting(
-        "open", "who may join: anyone a voter meets, or nobody", choices=("open", "closed")
+        "open",
+        "who may join: anyone a voter meets, only whom a voter invited, or nobody",
+        choices=("open", "invite", "closed"),
     )
     vouchers: int = setting(1, "k_v: voters that must vouch for a newcomer", least=1, most=8)
     joins_per_epoch: int = setting(

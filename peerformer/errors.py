@@ -72,6 +72,10 @@ class SwarmError(PeerformerError):
     exit_code = 4
 
 
+class NoQuorum(SwarmError):
+    """A round that was not decided in time; nothing was applied."""
+
+
 class ClusterError(PeerformerError):
     """A rank of a cluster that is gone, hangs or cannot be reached."""
 

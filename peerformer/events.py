@@ -12,29 +12,29 @@ from typing import get_type_hints
 
 import msgspec
 
-
-def snake_case(class_name: str) -> str:
-    """`StepDone` -> `step_done`."""
-    return "".join(f"_{c.lower()}" if c.isupper() else c for c in class_name).lstrip("_")
-
-
-class _Record(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    tag_field="event",
-    tag=snake_case,
-    forbid_unknown_fields=True,
-):
-    """What all records have: the time of writing, UTC ISO-8601, empty until then."""
-
-    time: str = ""
-
+from peerformer.day_events import (
+    AddressChanged,
+    ChunkFetched,
+    ClockJumped,
+    DiskFull,
+    DiskHasRoom,
+    HistoryGone,
+    NetworkBack,
+    NetworkLost,
+    QuorumBack,
+    QuorumLost,
+    Slept,
+    SourceReplaced,
+    SyncResumed,
+    TrainingPaused,
+    TrainingResumed,
+)
+from peerformer.records import Record, snake_case
 
 # One replica -------------------------------------------------------------------------------------
 
 
-class RunStarted(_Record, frozen=True):
+class RunStarted(Record, frozen=True):
     """A training run began, or went on at `step`."""
 
     run: str
@@ -49,7 +49,7 @@ class RunStarted(_Record, frozen=True):
     peak_gflops: float = 0.0
 
 
-class StepDone(_Record, frozen=True):
+class StepDone(Record, frozen=True):
     """One optimizer step; loss in nats a token. In the journal where text was held against it.
 
     `flop_utilisation` is the share of this machine's peak that forward and backward used;
@@ -68,7 +68,7 @@ class StepDone(_Record, frozen=True):
     experts: tuple[tuple[str, float], ...] = ()
 
 
-class ExpertsCounted(_Record, frozen=True):
+class ExpertsCounted(Record, frozen=True):
     """How the tokens of one step were spread over the experts of a layer, which is from 0.
 
     `shares` add up to 1; `dropped` is the share of assignments that exceeded the capacity.
@@ -80,14 +80,14 @@ class ExpertsCounted(_Record, frozen=True):
     dropped: float
 
 
-class StepSkipped(_Record, frozen=True):
+class StepSkipped(Record, frozen=True):
     """A step changed nothing: its gradient would have done harm."""
 
     step: int
     why: str
 
 
-class Sampled(_Record, frozen=True):
+class Sampled(Record, frozen=True):
     """The model in training went on with a prompt."""
 
     step: int
@@ -95,7 +95,7 @@ class Sampled(_Record, frozen=True):
     text: str
 
 
-class Validated(_Record, frozen=True):
+class Validated(Record, frozen=True):
     """The held-out text was scored; loss in nats a token."""
 
     step: int
@@ -103,7 +103,7 @@ class Validated(_Record, frozen=True):
     bits_per_byte: float
 
 
-class SourceValidated(_Record, frozen=True):
+class SourceValidated(Record, frozen=True):
     """The held-out text of one source was scored; loss in nats a token."""
 
     step: int
@@ -112,7 +112,7 @@ class SourceValidated(_Record, frozen=True):
     bits_per_byte: float
 
 
-class CheckpointSaved(_Record, frozen=True):
+class CheckpointSaved(Record, frozen=True):
     """A checkpoint is complete on disk."""
 
     step: int
@@ -120,7 +120,7 @@ class CheckpointSaved(_Record, frozen=True):
     digest: str
 
 
-class RunStopped(_Record, frozen=True):
+class RunStopped(Record, frozen=True):
     """The run ended after `step` steps: finished, stalled, interrupted, diverged."""
 
     step: int
@@ -130,7 +130,7 @@ class RunStopped(_Record, frozen=True):
 # A swarm -----------------------------------------------------------------------------------------
 
 
-class RoundCommitted(_Record, frozen=True):
+class RoundCommitted(Record, frozen=True):
     """More than two thirds of the voters signed this round.
 
     `utilisation` is the share of the round's time that training took, at most 1. The last four say
@@ -154,7 +154,7 @@ class RoundCommitted(_Record, frozen=True):
     bits_per_byte: float | None = None
 
 
-class ContributionRefused(_Record, frozen=True):
+class ContributionRefused(Record, frozen=True):
     """A contribution was left out of the update, and why."""
 
     round: int
@@ -164,7 +164,7 @@ class ContributionRefused(_Record, frozen=True):
     evidence: str = ""
 
 
-class ViewChanged(_Record, frozen=True):
+class ViewChanged(Record, frozen=True):
     """The proposer was given up for the next one."""
 
     round: int
@@ -173,7 +173,7 @@ class ViewChanged(_Record, frozen=True):
     reason: str
 
 
-class PeerQuarantined(_Record, frozen=True):
+class PeerQuarantined(Record, frozen=True):
     """A peer's contributions do not count until `until_round`."""
 
     round: int
@@ -182,7 +182,7 @@ class PeerQuarantined(_Record, frozen=True):
     until_round: int
 
 
-class PeerEvicted(_Record, frozen=True):
+class PeerEvicted(Record, frozen=True):
     """The voters removed a peer on evidence."""
 
     round: int
@@ -191,7 +191,7 @@ class PeerEvicted(_Record, frozen=True):
     evidence: str
 
 
-class PeerJoined(_Record, frozen=True):
+class PeerJoined(Record, frozen=True):
     """A peer became a member, or a guest a voter."""
 
     round: int
@@ -200,7 +200,7 @@ class PeerJoined(_Record, frozen=True):
     role: str = "voter"
 
 
-class PeerLeft(_Record, frozen=True):
+class PeerLeft(Record, frozen=True):
     """A member left."""
 
     round: int
@@ -208,7 +208,7 @@ class PeerLeft(_Record, frozen=True):
     name: str
 
 
-class PeerSuspended(_Record, frozen=True):
+class PeerSuspended(Record, frozen=True):
     """A voter was away for `idle_rounds` rounds: it stays a member, the vote goes on without it."""
 
     round: int
@@ -217,7 +217,7 @@ class PeerSuspended(_Record, frozen=True):
     idle_rounds: int
 
 
-class PeerReturned(_Record, frozen=True):
+class PeerReturned(Record, frozen=True):
     """A suspended voter is back and votes again."""
 
     round: int
@@ -225,7 +225,7 @@ class PeerReturned(_Record, frozen=True):
     name: str
 
 
-class PeerStruck(_Record, frozen=True):
+class PeerStruck(Record, frozen=True):
     """A member vouched for a peer that was evicted: it lost reputation, and may not vouch now."""
 
     round: int
@@ -234,7 +234,7 @@ class PeerStruck(_Record, frozen=True):
     reason: str
 
 
-class PeerAudited(_Record, frozen=True):
+class PeerAudited(Record, frozen=True):
     """This peer repeated another's training, which the beacon had picked, and says how it went."""
 
     round: int
@@ -244,7 +244,7 @@ class PeerAudited(_Record, frozen=True):
     why: str
 
 
-class ContributionsAlike(_Record, frozen=True):
+class ContributionsAlike(Record, frozen=True):
     """A contribution points where another one does: one of both may be a copy. No proof."""
 
     round: int
@@ -254,7 +254,7 @@ class ContributionsAlike(_Record, frozen=True):
     other_name: str
 
 
-class WorkDoubted(_Record, frozen=True):
+class WorkDoubted(Record, frozen=True):
     """A peer's contributions do its own data no more good than other data: perhaps no work."""
 
     round: int
@@ -263,7 +263,7 @@ class WorkDoubted(_Record, frozen=True):
     gain_micronats: int
 
 
-class PeerConnected(_Record, frozen=True):
+class PeerConnected(Record, frozen=True):
     """An encrypted connection to a peer stands."""
 
     peer: str
@@ -271,7 +271,7 @@ class PeerConnected(_Record, frozen=True):
     reason: str = ""
 
 
-class PeerDisconnected(_Record, frozen=True):
+class PeerDisconnected(Record, frozen=True):
     """The connection to a peer is gone."""
 
     peer: str
@@ -279,14 +279,14 @@ class PeerDisconnected(_Record, frozen=True):
     reason: str = ""
 
 
-class SyncStarted(_Record, frozen=True):
+class SyncStarted(Record, frozen=True):
     """This peer is behind and fetches the agreed state."""
 
     from_round: int
     to_round: int
 
 
-class SyncFinished(_Record, frozen=True):
+class SyncFinished(Record, frozen=True):
     """The agreed state was fetched and verified."""
 
     round: int
@@ -295,21 +295,21 @@ class SyncFinished(_Record, frozen=True):
     seconds: float
 
 
-class CheckpointReached(_Record, frozen=True):
+class CheckpointReached(Record, frozen=True):
     """The chain up to an invitation's checkpoint holds; its headers begin after `from_round`."""
 
     round: int
     from_round: int
 
 
-class CheckpointAwaited(_Record, frozen=True):
+class CheckpointAwaited(Record, frozen=True):
     """A newcomer has an invitation, and nobody yet who can serve its checkpoint; why."""
 
     round: int
     reason: str
 
 
-class Misbehaved(_Record, frozen=True):
+class Misbehaved(Record, frozen=True):
     """A peer sent what an honest one does not; `count` such in all."""
 
     peer: str
@@ -318,14 +318,14 @@ class Misbehaved(_Record, frozen=True):
     count: int = 1
 
 
-class ForkSeen(_Record, frozen=True):
+class ForkSeen(Record, frozen=True):
     """Two valid certificates for one round: more than f voters lied, and this peer has stopped."""
 
     round: int
     digests: tuple[str, ...]
 
 
-class NodeStarted(_Record, frozen=True):
+class NodeStarted(Record, frozen=True):
     """A node listens and begins to look for its peers."""
 
     peer: str
@@ -334,7 +334,7 @@ class NodeStarted(_Record, frozen=True):
     version: str = ""
 
 
-class NodeStopped(_Record, frozen=True):
+class NodeStopped(Record, frozen=True):
     """A node stopped, and why."""
 
     peer: str
@@ -342,7 +342,7 @@ class NodeStopped(_Record, frozen=True):
     reason: str
 
 
-class Trained(_Record, frozen=True):
+class Trained(Record, frozen=True):
     """The local training of a round is done; loss in nats a token."""
 
     round: int
@@ -351,7 +351,24 @@ class Trained(_Record, frozen=True):
     tokens: int
 
 
-class Waiting(_Record, frozen=True):
+class KeyUsedElsewhere(Record, frozen=True):
+    """A decided round shows a statement of this peer that it does not remember to have signed."""
+
+    round: int
+    peer: str
+    name: str
+    what: str
+
+
+class Warned(Record, frozen=True):
+    """Something that a person should know of, while the node goes on: what, why, and the cure."""
+
+    what: str
+    why: str = ""
+    hint: str = ""
+
+
+class Waiting(Record, frozen=True):
     """A wait that a person may wonder about: what for, since when, until when (UTC ISO-8601)."""
 
     what: str
@@ -393,6 +410,23 @@ Event = (
     | NodeStarted
     | NodeStopped
     | Trained
+    | ChunkFetched
+    | SourceReplaced
+    | SyncResumed
+    | HistoryGone
+    | TrainingPaused
+    | TrainingResumed
+    | QuorumLost
+    | QuorumBack
+    | NetworkLost
+    | NetworkBack
+    | AddressChanged
+    | ClockJumped
+    | Slept
+    | DiskFull
+    | DiskHasRoom
+    | KeyUsedElsewhere
+    | Warned
     | Waiting
 )
 

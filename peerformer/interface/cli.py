@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, UnknownCommandError
 
 from peerformer import __version__
 from peerformer.errors import ConfigError, Interrupted, PeerformerError, ToldElsewhere
+from peerformer.interface.doctor import doctor
 from peerformer.interface.options import expand_settings
 
 DEBUG_VARIABLE = "PEERFORMER_DEBUG"
@@ -39,8 +40,10 @@ COMMANDS = {
     "up": ("up:up", "Start a whole swarm on this machine."),
     "demo": ("demo:demo", "Watch a swarm train, lose a peer and resist an attacker."),
     "node": ("node:node", "Run one peer, with an interactive console."),
+    "init": ("init:init", "Found a swarm for others to join."),
     "invite": ("invite:invite", "Print a ticket for a newcomer."),
     "join": ("join:join", "Run one peer that joins by a ticket."),
+    "lan": ("lan:lan", "List the swarms that announce themselves on this network."),
     "status": ("status:status", "How a run or a swarm is doing."),
     "simulate": ("simulate:simulate", "The protocol in worlds full of trouble."),
     "log": ("log:log", "What happened in a run or a swarm, from its journal."),
@@ -51,6 +54,13 @@ COMMANDS = {
     ),
 }
 GROUPS = {
+    "authority": (
+        "Keep the certificate authority of a private group.",
+        {
+            "new": ("authority:new", "Make an authority for a group."),
+            "certify": ("authority:certify", "Issue the certificate of one peer."),
+        },
+    ),
     "bench": (
         "Measure, in a source tree.",
         {"robustness": ("bench:robustness", "Attacks against rules and codecs, as a table.")},
@@ -76,8 +86,17 @@ GROUPS = {
         {"consolidate": ("checkpoint:consolidate", "One ordinary checkpoint of a sharded one.")},
     ),
     "doctor": (
-        "Look at what this machine or cluster can do, and say what to change.",
+        "Look at what this machine, or a cluster, can do, and say what to change.",
         {"cluster": ("doctor:cluster", "Ranks, devices, and how fast they add numbers up.")},
+    ),
+    "key": (
+        "Make, show, back up and restore a peer's key.",
+        {
+            "new": ("key:new", "Make a key, under a passphrase if you like."),
+            "show": ("key:show", "Whose key lies here; never the secret."),
+            "backup": ("key:backup", "Copy a key to a safe place."),
+            "restore": ("key:restore", "Put a key back from its copy."),
+        },
     ),
     "peer": (
         "Add, kill, start and look into peers of a swarm on this machine.",
@@ -85,6 +104,8 @@ GROUPS = {
             "add": ("peer:add", "Add a peer, or an adversary."),
             "kill": ("peer:kill", "Kill a peer without a goodbye."),
             "start": ("peer:start", "Start a killed peer again."),
+            "pause": ("peer:pause", "Let a peer train no more, and vote as before."),
+            "resume": ("peer:resume", "Let a paused peer train again."),
             "state": ("peer:state", "Print a peer's protocol state to a file."),
         },
     ),
@@ -99,6 +120,8 @@ GROUPS = {
         },
     ),
 }
+# What a group does without one of its commands.
+DEFAULTS = {"doctor": doctor}
 
 
 def build_app() -> App:
@@ -117,6 +140,8 @@ def build_app() -> App:
         group = App(name=name, help=group_line, help_format="plaintext", sort_key=order)
         for suborder, (subname, (target, line)) in enumerate(commands.items()):
             group.command(f"{_PACKAGE}.{target}", name=subname, help=line, sort_key=suborder)
+        if name in DEFAULTS:
+            group.default(DEFAULTS[name])
         app.command(group)
     return app
 

@@ -1,236 +1,244 @@
-"""The prompt of a node: `stats peers train test state quit help`, live while it trains."""
+"""The prompt of a node: `stats peers train test log help quit`, live while it trains.
+
+With a terminal there are a history, completion and a bar for what is being fetched; from a pipe
+commands are read a line each. Whatever a command does, the event loop that votes goes on.
+"""
 
 import asyncio
+import os
+import shlex
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import WordCompleter
+from prompt_toolkit.completion import NestedCompleter
+from prompt_toolkit.history import FileHistory
 from prompt_toolkit.patch_stdout import patch_stdout
 
 from peerformer import events
+from peerformer.errors import PeerformerError
+from peerformer.interface import console_texts as texts
+from peerformer.interface.sync_view import SyncView
+from peerformer.interface.words import words_of
 from peerformer.node.process import Running
-from peerformer.node.status import WITHOUT_QUORUM
-from peerformer.protocol.certificates import decided_fault
-from peerformer.protocol.effects import Command
-from peerformer.protocol.identity import name_of
-from peerformer.protocol.membership import peers_of
 
-SHOWN = (
-    events.RoundCommitted,
-    events.ContributionRefused,
-    events.PeerJoined,
-    events.PeerLeft,
-    events.PeerSuspended,
-    events.PeerReturned,
-    events.PeerStruck,
-    events.PeerAudited,
-    events.ContributionsAlike,
-    events.WorkDoubted,
-    events.PeerEvicted,
-    events.PeerQuarantined,
-    events.PeerConnected,
-    events.PeerDisconnected,
-    events.SyncStarted,
-    events.SyncFinished,
-    events.ViewChanged,
-    events.ForkSeen,
-)
-HELP = """stats    how this peer and its swarm are doing
-peers    who belongs to the swarm, and their standing
-train    pause or resume this peer's training
-test     check the newest decided round: header, certificate, signatures, my own state root
-state    print the whole state of the protocol to a file; no secret is in it
-quit     leave the swarm politely and stop
-help     this text"""
+HISTORY = "console-history"  # in the peer's directory, for its owner alone
+LINES_SHOWN_MAX = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One command of the console: how it is typed, what it does, and who does it."""
+
+    usage: str
+    help: str
+    answer: Callable[[list[str]], Awaitable[str]]
+    arguments_max: int = 0
+
+
+class WrongUsage(Exception):
+    """A command with arguments that it does not understand; the message says which."""
 
 
 class Console:
     """Commands in, words out; events are shown as they happen."""
 
-    def __init__(self, running: Running) -> None:
+    def __init__(self, running: Running, label: str = "peerformer") -> None:
         """Speak for a running peer."""
-        self.running = running
+        self.running, self.label = running, label
+        self.sync_view = SyncView()
+        self._has_bar = False
         self._shown_at = 0.0
-        self.commands: dict[str, Callable[[], str]] = {
-            "stats": self.stats,
-            "peers": self.peers,
-            "train": self.train,
-            "test": self.test,
-            "state": lambda: f"the state is in {self.running.print_state()}",
-            "quit": self.quit,
-            "help": lambda: HELP,
+        self._train_until: int | None = None  # a round, after which to pause
+        self.commands = {
+            "stats": Order("stats", "how this peer and its swarm are doing", self.stats),
+            "peers": Order("peers [NAME]", "who belongs, and their standing", self.peers, 1),
+            "train": Order("train [N]", "train on; with N pause after N rounds", self.train, 1),
+            "pause": Order("pause", "train no more; vote and serve as before", self.pause),
+            "resume": Order("resume", "train again, at all hours", self.resume),
+            "test": Order("test", texts.TEST_HELP, self.test),
+            "log": Order("log [N]", "the last N events in words, 20 without N", self.log, 1),
+            "state": Order("state", "write the protocol's whole state to a file", self.state),
+            "help": Order("help", "this text", self.help),
+            "quit": Order("quit", "leave the swarm politely and stop; twice: at once", self.quit),
         }
+
+    # --- what happens --------------------------------------------------------------------------
 
     def on_event(self, event: events.Event) -> None:
         """Show what a person wants to know at once."""
+        line_due = self.sync_view.on_event(event)
+        if isinstance(event, events.ChunkFetched):
+            if line_due and not self._has_bar:
+                print(self.sync_view.text, flush=True)
+            return
         if isinstance(event, events.RoundCommitted):
+            self._pause_when_trained(event.round)
             behind = not self.running.peer.machine.sync.is_near
             if behind or time.monotonic() - self._shown_at < 1.0:
                 return  # catching up, or rounds faster than anybody reads
             self._shown_at = time.monotonic()
-        if isinstance(event, SHOWN):
-            print(_words(event), flush=True)
+        words = words_of(event)
+        if words is not None:
+            print(words, flush=True)
+
+    def _pause_when_trained(self, number: int) -> None:
+        if self._train_until is not None and number >= self._train_until:
+            self._train_until = None
+            self.running.pause()
+
+    # --- commands ------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Read commands until the input ends."""
         if not sys.stdin.isatty():
             await self._read_lines()
             return
-        session: PromptSession[str] = PromptSession(completer=WordCompleter(list(self.commands)))
+        session: PromptSession[str] = PromptSession(
+            completer=self._completer(),
+            history=FileHistory(str(private_file(self.running.directory.path / HISTORY))),
+            bottom_toolbar=lambda: self.sync_view.text or None,
+            refresh_interval=0.5,
+        )
+        self._has_bar = True
         with patch_stdout(raw=True):
             while not self.running.leaving:
                 try:
-                    line = await session.prompt_async("peerformer> ")
+                    line = await session.prompt_async(f"{self.label}> ")
                 except (EOFError, KeyboardInterrupt):
                     line = "quit"
-                self.answer(line)
+                session.completer = self._completer()
+                await self.answer(line)
+
+    def _completer(self) -> NestedCompleter:
+        names: Iterable[str] = (row["name"] for row in self.running.status()["members"])
+        nested: dict[str, set[str] | None] = dict.fromkeys(self.commands)
+        nested["peers"] = set(names)
+        return NestedCompleter.from_nested_dict(nested)
 
     async def _read_lines(self) -> None:
-        """Take commands from a pipe, a line each; its end does not stop the node."""
-        loop = asyncio.get_running_loop()
+        """Take commands from a pipe, a line each; its end does not stop the node.
+
+        The thread that reads ends with the process: a pipe on which nothing comes must not keep
+        the node from stopping.
+        """
+        loop, lines = asyncio.get_running_loop(), asyncio.Queue[str]()
+
+        def read() -> None:
+            for line in iter(sys.stdin.readline, ""):
+                try:
+                    loop.call_soon_threadsafe(lines.put_nowait, line)
+                except RuntimeError:
+                    return  # the loop has ended
+
+        threading.Thread(target=read, name="console", daemon=True).start()
         while not self.running.leaving:
-            line = await loop.run_in_executor(None, sys.stdin.readline)
-            if not line:
-                return
-            self.answer(line)
+            await self.answer(await lines.get())
 
-    def answer(self, line: str) -> None:
-        """Do what a line asks, and print the answer."""
-        word = line.strip().lower()
-        if word:
-            command = self.commands.get(word)
-            text = command() if command else f"no command is called {word}; help lists them"
-            print(text, flush=True)
+    async def answer(self, line: str) -> None:
+        """Do what a line asks, and print the answer; a long one is printed when it is there."""
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            print(f"that cannot be read: {error}", flush=True)
+            return
+        if not words:
+            return
+        order = self.commands.get(words[0].lower())
+        if order is None:
+            print(texts.unknown(words[0], self.commands), flush=True)
+        elif len(words) - 1 > order.arguments_max:
+            print(f"it is typed so: {order.usage}", flush=True)
+        else:
+            await self._carry_out(order, words[1:])
 
-    def stats(self) -> str:
+    async def _carry_out(self, order: Order, arguments: list[str]) -> None:
+        try:
+            print(await order.answer(arguments), flush=True)
+        except WrongUsage as error:
+            print(f"{error}; it is typed so: {order.usage}", flush=True)
+        except (PeerformerError, OSError) as error:
+            print(error, flush=True)
+
+    async def stats(self, _: list[str]) -> str:
         """How this peer and its swarm are doing."""
+        return texts.stats(self.running.status(), self.running.swarm.path)
+
+    async def peers(self, arguments: list[str]) -> str:
+        """Who belongs to the swarm, or all about one of them."""
         status = self.running.status()
-        bits = list(status["bits_per_byte"].values())
-        busy = status["utilisation"]
-        rows = [
-            ("peer", f"{status['name']}  {status['address']}"),
-            (
-                "swarm",
-                f"{len(status['members'])} members, quorum {status['quorum']}, "
-                f"tolerates {status['tolerates']}",
-            ),
-            ("round", f"{status['round']}, {status['state']}"),
-            *(("", text) for text in self._advice(status["state"])),
-            ("loss", "–" if status["loss"] is None else f"{status['loss']:.3f}"),
-            ("training", "–" if busy is None else f"{100 * busy:.0f} % of the time"),
-            ("held out", f"{bits[-1]:.3f} bits per byte" if bits else "–"),
-            (
-                "traffic",
-                f"{status['bytes_sent'] / 1e6:.1f} MB sent, "
-                f"{status['bytes_received'] / 1e6:.1f} MB received",
-            ),
-            ("state root", status["state_root"]),
-        ]
-        if status["epsilon"] is not None:
-            rows.append(("privacy", f"epsilon {status['epsilon']:.3g} spent (docs/privacy.md)"))
-        return "\n".join(f"{name:<11} {value}" for name, value in rows)
+        if not arguments:
+            return texts.peers(status)
+        found = [row for row in status["members"] if row["name"] == arguments[0]]
+        if not found:
+            raise WrongUsage(f"no member is called {arguments[0]!r:.80}")
+        links = self.running.peer.machine.neighbourhood.links
+        link = links.get(bytes.fromhex(found[0]["peer_id"]))
+        return texts.one_peer(found[0], link.address if link else None)
 
-    def _advice(self, state: str) -> list[str]:
-        if state != WITHOUT_QUORUM:
-            return []
-        path = self.running.swarm.path
-        return ["if too many are gone for good: quit, then", f"peerformer recover {path}"]
+    async def train(self, arguments: list[str]) -> str:
+        """Train on, perhaps for some rounds only."""
+        if arguments:
+            count = _whole(arguments[0], "rounds")
+            self._train_until = self.running.peer.machine.chain.tip + count
+        was = self.running.surroundings.paused_by
+        if was:
+            self.running.resume()
+        elif not arguments:
+            return "it is training; pause stops it, train 5 lets it train for 5 rounds"
+        return f"training for {arguments[0]} rounds" if arguments else "training goes on"
 
-    def peers(self) -> str:
-        """Who belongs to the swarm."""
-        status = self.running.status()
-        lines = []
-        for row in status["members"]:
-            link = (
-                "me"
-                if row["peer_id"] == status["peer_id"]
-                else "connected"
-                if row["connected"]
-                else "away"
-            )
-            lines.append(
-                f"{row['name']:<18} {row['role']:<9} {link:<10} "
-                f"accepted {row['accepted']}/{row['contributed']}"
-                f"  reputation {row['reputation']}"
-            )
-        lines += [f"{row['name']:<18} evicted" for row in status["banned"]]
-        return "\n".join(lines) or "none yet"
+    async def pause(self, _: list[str]) -> str:
+        """Train no more."""
+        self.running.pause()
+        return "paused after the training in hand; resume goes on"
 
-    def train(self) -> str:
-        """Pause or resume training."""
-        paused = self.running.peer.machine.paused
-        self.running.node.post(Command("resume" if paused else "pause"))
-        return "training goes on" if paused else "paused after this round's training; train resumes"
+    async def resume(self, _: list[str]) -> str:
+        """Train again."""
+        self._train_until = None
+        self.running.resume()
+        return "it trains"
 
-    def test(self) -> str:
-        """Check the newest decided round from its bytes."""
-        chain = self.running.peer.machine.chain
-        item = chain.item(chain.tip)
-        if item is None:
-            return "no round is decided yet"
-        voters = chain.past_members[chain.tip].voters
-        fault = decided_fault(item, voters, chain.chain_id)
-        signers = peers_of(voters, item.certificate.signers) or ()
-        names = ", ".join(name_of(peer) for peer in signers)
-        mine = self.running.peer.machine.sync.state_round == chain.tip
-        lines = [
-            f"round {chain.tip}, view {item.certificate.view}: {fault or 'the certificate holds'}",
-            f"signed by {len(signers)} of {len(voters)}: {names}",
-            f"state root {item.header.state_root.hex()}"
-            + ("  computed here too" if mine else "  not installed here yet"),
-        ]
-        return "\n".join(lines)
+    async def test(self, _: list[str]) -> str:
+        """Decide a round on a known gradient, and check the newest one of the swarm."""
+        from peerformer.node.known_round import run_known_round
 
-    def quit(self) -> str:
+        live = texts.newest_round(self.running.peer.machine)
+        config, genesis = self.running.parts.config, self.running.parts.genesis
+        known = await asyncio.to_thread(run_known_round, config, genesis.limits)
+        return f"{texts.known_round(known)}\n\n{live}"
+
+    async def log(self, arguments: list[str]) -> str:
+        """Tell the newest events."""
+        count = _whole(arguments[0], "events") if arguments else 20
+        return await asyncio.to_thread(texts.newest_events, self.running.directory.journal, count)
+
+    async def state(self, _: list[str]) -> str:
+        """Write the state of the protocol."""
+        return f"the state is in {self.running.print_state()}"
+
+    async def help(self, _: list[str]) -> str:
+        """List the commands."""
+        return "\n".join(f"{order.usage:<13} {order.help}" for order in self.commands.values())
+
+    async def quit(self, _: list[str]) -> str:
         """Leave."""
         self.running.leave()
         return "leaving …"
 
 
-def _words(event: events.Event) -> str:
-    match event:
-        case events.RoundCommitted():
-            return (
-                f"round {event.round} decided: {event.accepted} of {event.contributions} "
-                f"contributions, {event.seconds:.1f} s"
-            )
-        case events.ContributionRefused():
-            words = f"round {event.round}: {event.name} refused: {event.reason}"
-            return f"{words} {event.evidence}".rstrip()
-        case events.PeerEvicted():
-            return f"{event.name} is evicted: {event.evidence}"
-        case events.PeerQuarantined():
-            return f"{event.name} is quarantined to round {event.until_round}"
-        case events.PeerJoined():
-            return f"{event.name} has joined as a {event.role}"
-        case events.PeerLeft():
-            return f"{event.name} has left"
-        case events.PeerSuspended():
-            return f"{event.name} is suspended: away for {event.idle_rounds} rounds"
-        case events.PeerReturned():
-            return f"{event.name} is back and votes again"
-        case events.PeerStruck():
-            return f"{event.name} gets a strike: {event.reason}"
-        case events.WorkDoubted():
-            return f"{event.name} does its own data no more good than other data"
-        case events.ContributionsAlike():
-            return f"round {event.round}: {event.name} sends what {event.other_name} sends"
-        case events.PeerAudited():
-            able = "could" if event.passed else "could not"
-            return f"round {event.round}: {able} repeat the training of {event.name}: {event.why}"
-        case events.PeerConnected():
-            return f"{event.name} is connected"
-        case events.PeerDisconnected():
-            return f"{event.name} is gone"
-        case events.SyncStarted():
-            return f"behind: fetching the state of round {event.to_round}"
-        case events.SyncFinished():
-            return f"state of round {event.round} is here and verified, {event.seconds:.1f} s"
-        case events.ViewChanged():
-            return (
-                f"round {event.round}: no decision under {event.leader}, view {event.view} begins"
-            )
-        case _:
-            return f"{type(event).__name__}: two certificates for one round; this peer has stopped"
+def _whole(text: str, what: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= LINES_SHOWN_MAX:
+        raise WrongUsage(f"{text!r:.40} is no number of {what} from 1 to {LINES_SHOWN_MAX}")
+    return int(text)
+
+
+def private_file(path: Path) -> Path:
+    """Make a file that only its owner may read, if it is not there yet; returns it."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+    path.chmod(0o600)
+    return path

@@ -5,16 +5,19 @@ believes is its own affair. What it comes to is in the peer's store when this is
 """
 
 import asyncio
+import random
 from collections.abc import Callable
 
 from peerformer import events
 from peerformer.errors import SwarmError
 from peerformer.journal import Journal
+from peerformer.node.certificate import Group
 from peerformer.node.directory import PeerDirectory
 from peerformer.node.journal import DurableStore
 from peerformer.node.keyring import load_or_create_key
 from peerformer.node.transport import Connection, ConnectionClosed, DialError, Transport
 from peerformer.protocol.anchoring import Anchoring
+from peerformer.protocol.backoff import Backoff
 from peerformer.protocol.checkpoint import BASE_KEY, HEADER_PREFIX
 from peerformer.protocol.effects import (
     Command,
@@ -35,8 +38,6 @@ from peerformer.protocol.identity import KeyPair
 from peerformer.protocol.messages import pack
 from peerformer.protocol.ticket import Invitation, Place
 
-REDIAL_SECONDS = 2.0
-
 
 async def anchor(
     directory: PeerDirectory,
@@ -44,6 +45,8 @@ async def anchor(
     invitation: Invitation,
     note: Callable[[str], None],
     journal: Journal,
+    group: Group | None = None,
+    seed: bytes | None = None,
 ) -> None:
     """Bring the chain up to an invitation's checkpoint into a peer's store, if it holds none yet.
 
@@ -53,13 +56,14 @@ async def anchor(
         SwarmError: if all places sent what the checkpoint does not vouch for.
         IdentityError: if the store or the key cannot be used.
     """
-    seed = load_or_create_key(directory.key)
+    seed = seed or load_or_create_key(directory.key)
     me = KeyPair.from_seed(seed).peer_id
     store = DurableStore.open(directory.path, peer_id=me, chain_id=genesis.chain_id)
     try:
         if store.load(BASE_KEY) or store.load(HEADER_PREFIX):
             return
-        way = _Way(genesis, invitation, Transport(seed), store, note, journal)
+        transport = Transport(seed, group=group)
+        way = _Way(genesis, invitation, transport, store, note, journal)
         await way.go(invitation.places)
     finally:
         store.close()
@@ -144,13 +148,15 @@ class _Way:
                 self.note(f"refused     {name}: {reason}")
 
     async def _keep_dialling(self, place: Place) -> None:
+        backoff = Backoff()
         while place.peer not in self.anchoring.refused:
             try:
                 address = place.address.decode()
                 connection = await self.transport.dial(address, expect=place.peer)
             except (DialError, UnicodeDecodeError):
-                await asyncio.sleep(REDIAL_SECONDS)
+                await asyncio.sleep(backoff.failed(random.random()))
                 continue
+            backoff.succeeded()
             connection.allow_large_frames()
             self.connections[place.peer] = connection
             self.post(Connected(place.peer, connection.address, outbound=True))
@@ -160,4 +166,4 @@ class _Way:
             except ConnectionClosed:
                 self.connections.pop(place.peer, None)
                 self.post(Disconnected(place.peer))
-                await asyncio.sleep(REDIAL_SECONDS)
+                await asyncio.sleep(backoff.failed(random.random()))

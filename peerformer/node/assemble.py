@@ -9,12 +9,14 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from peerformer.adversary import corrupt
-from peerformer.bench import STATES_KEPT, ServedState, TensorBench
+from peerformer.bench import STATES_KEPT, Learner, ServedState, TensorBench
 from peerformer.config import Config, DataConfig
 from peerformer.data.batches import Batches
 from peerformer.data.prepare import Prepared, prepare
@@ -26,13 +28,19 @@ from peerformer.gradients.fixed_point import AgreedState
 from peerformer.journal import Journal
 from peerformer.model.recompute import recompute
 from peerformer.model.transformer import Transformer
+from peerformer.node import faults
 from peerformer.node.blobs import BlobStore
 from peerformer.node.directory import PeerDirectory, SwarmDirectory, write_durably
+from peerformer.node.hours import Hours
 from peerformer.node.journal import DurableStore
 from peerformer.node.keyring import load_or_create_key
+from peerformer.node.network import join_lan, open_network
 from peerformer.node.node import Node
-from peerformer.node.transport import Transport
-from peerformer.peer import Peer
+from peerformer.node.reach import Reach
+from peerformer.node.reachability import Reachability
+from peerformer.node.room import Room
+from peerformer.node.syncing import KeptChunks
+from peerformer.peer import Participant, Peer
 from peerformer.protocol.checkpoint import HEADER_PREFIX
 from peerformer.protocol.codec import MalformedError, decode
 from peerformer.protocol.effects import Report
@@ -52,6 +60,7 @@ SNAPSHOTS_KEPT = 2
 STATES_SERVED_MAX = 8
 IN_USE_SECONDS = 20.0  # a state that somebody was fetching so lately is kept for it
 BLOB_BYTES_MAX = 1 << 30
+JOURNAL_BYTES_MAX = 8 << 20  # of one file of a journal, tens of thousands of events
 VALIDATION_SEQUENCES = 16  # after every round: a glance, not a verdict
 Validated = Callable[[int, float, float, str], None]  # round, loss, bits per byte, source or ""
 
@@ -60,7 +69,7 @@ Validated = Callable[[int, float, float, str], None]  # round, loss, bits per by
 class PeerOptions:
     """What one peer of a swarm is told when it starts."""
 
-    host: str = "127.0.0.1"
+    host: str | tuple[str, ...] = "127.0.0.1"  # several: all at one port
     port: int = 0
     threads: int = 0
     guest: bool = False  # contributes without a vote
@@ -69,6 +78,12 @@ class PeerOptions:
     attack_from_round: int = 0
     validates: bool = True  # measures bits per byte after each round
     attach: Callable[[Replica, Config], None] | None = None  # to ranks that share its steps
+    reach: Reach = Reach()
+    hours: Hours | None = None  # in which to train; none: at all
+    stays: bool = False  # a member, when it is told to stop
+    watch: Callable[[bytes, bytes], None] | None = None  # sees who sent which frame
+    learner: Learner | None = None  # what trains in the text's and the model's place
+    seed: bytes | None = field(default=None, repr=False)  # the key, if it was opened already
 
 
 def wall_clock() -> datetime:
@@ -81,24 +96,21 @@ class Assembled:
     """A node with the parts that others look at."""
 
     node: Node
-    bench: TensorBench
-    tokenizer: Tokenizer
+    bench: TensorBench[Learner]
+    tokenizer: Tokenizer | None  # none where a module of the user's own is trained
     genesis: Genesis
     address: str
     config: Config
+    reachability: Reachability
 
 
 @dataclass(frozen=True, slots=True)
-class Keeper:
-    """What happens to each state that became agreed: saved, served, measured."""
+class Validation:
+    """How good the agreed model is on the held-out text."""
 
-    directory: PeerDirectory
     replica: AgreedReplica
     tokenizer: Tokenizer
-    states: "StateServer"
-    loop: asyncio.AbstractEventLoop
     on_validated: Validated
-    validates: bool
     sources: list[tuple[str, Batches]]  # each of the held-out text's, by itself
 
     def measure(self) -> None:
@@ -120,89 +132,123 @@ class Keeper:
             loss, bits = part.loss_nats_per_token, part.bits_per_byte
             self.on_validated(self.replica.round, loss, bits, name)
 
+
+@dataclass(frozen=True, slots=True)
+class Keeper:
+    """What happens to each state that became agreed: saved, served, measured."""
+
+    directory: PeerDirectory
+    learner: Learner
+    states: "StateServer"
+    loop: asyncio.AbstractEventLoop
+    validation: Validation | None
+    room: Room
+
     def on_state(self, served: ServedState) -> None:
         """On the worker's thread: save a state that became agreed, then serve its chunks."""
-        write_durably(self.directory.states / f"{served.round:012d}.state", served.data)
+        path = self.directory.states / f"{served.round:012d}.state"
+        self.room.write(lambda: write_durably(path, served.data))
         _prune(self.directory.states)
-        self.replica.save_local(self.directory.local)
+        self.room.write(lambda: self.learner.save_local(self.directory.local))
         self.loop.call_soon_threadsafe(self.states.serve, served)
-        if self.validates:
-            self.measure()
+        if self.validation is not None:
+            self.validation.measure()
 
 
 async def assemble(
+    swarm: SwarmDirectory, directory: PeerDirectory, options: PeerOptions, **told: Any
+) -> Assembled:
+    """Build a peer and let it listen; it does nothing before its `start` command.
+
+    What it tells is told to `told`; see `_assemble`. If it fails, the store is free again.
+
+    Raises:
+        SwarmError, IdentityError, DataError: if a file cannot be used or a port is taken.
+    """
+    with ExitStack() as opened:
+        assembled = await _assemble(swarm, directory, options, opened, **told)
+        opened.pop_all()
+    return assembled
+
+
+async def _assemble(
     swarm: SwarmDirectory,
     directory: PeerDirectory,
     options: PeerOptions,
+    opened: ExitStack,
     *,
     on_report: Callable[[Report], None] = lambda _: None,
     on_trained: Callable[[int, float, int], None] = lambda *_: None,
     on_validated: Validated = lambda *_: None,
     give_way: Callable[[], None] = lambda: None,
 ) -> Assembled:
-    """Build a peer and let it listen; it does nothing before its `start` command.
-
-    Raises:
-        SwarmError, IdentityError, DataError: if a file cannot be used or a port is taken.
-    """
     directory.make()
-    seed = load_or_create_key(directory.key)
+    seed = options.seed or load_or_create_key(directory.key)
     genesis = swarm.genesis()
     chain_id, me = genesis.chain_id, KeyPair.from_seed(seed).peer_id
-    store = DurableStore.open(directory.path, peer_id=me, chain_id=chain_id)
+    store = DurableStore.open(
+        directory.path, peer_id=me, chain_id=chain_id, fault=faults.reach_in_store
+    )
+    opened.callback(store.close)
     records = store.load()
-    tokenizer = Tokenizer.from_bytes(swarm.tokenizer.read_bytes())
-    replica = _replica(swarm, genesis, tokenizer, options)
-    if options.attach is not None:
-        options.attach(replica.replica, replica.config)
+    replica, tokenizer = options.learner, None
+    if replica is None:
+        replica = _replica(swarm, genesis, options)
+        tokenizer = Tokenizer.from_bytes(swarm.tokenizer.read_bytes())
     state_round = _load_snapshot(swarm, directory, genesis, records, replica)
     replica.load_local(directory.local)
     loop = asyncio.get_running_loop()
-    blobs = BlobStore(directory.blobs, bytes_max=BLOB_BYTES_MAX)
-    bench, states = TensorBench(replica, on_trained=on_trained), StateServer(blobs)
-    transport = Transport(seed)
-    nodes: list[Node] = []  # filled in below: connections cannot arrive before the loop turns
-    host, port = await transport.listen(
-        options.host, options.port, lambda connection: nodes[0].on_connection(connection)
-    )
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    machine = _machine(genesis, seed, address, records, state_round, directory, options)
-    honest = Peer(machine, bench, blobs)
-    attack = options.attack
-    peer = corrupt(honest, attack, from_round=options.attack_from_round) if attack else honest
-
-    parts = _sources(replica) if options.validates else []
-    keeper = Keeper(
-        directory, replica, tokenizer, states, loop, on_validated, options.validates, parts
-    )
-    bench.on_state = keeper.on_state
+    room = Room()
+    blobs = BlobStore(directory.blobs, bytes_max=BLOB_BYTES_MAX, room=room)
+    bench, states = TensorBench[Learner](replica, on_trained=on_trained), StateServer(blobs)
+    nodes: list[Node] = []  # filled in below
+    place = (options.host, options.port)
+    network = await open_network(seed, place, options.reach, blobs, lambda: nodes[0])
+    addresses = network.addresses()
+    machine = _machine(genesis, seed, addresses, records, state_round, directory, options)
+    validation = None
+    if options.validates and isinstance(replica, AgreedReplica) and tokenizer is not None:
+        validation = Validation(replica, tokenizer, on_validated, _sources(replica))
+    bench.on_state = Keeper(directory, replica, states, loop, validation, room).on_state
     if state_round >= 0:
-        first = ServedState.of(state_round, replica.state)
-        states.serve(first)
+        states.serve(ServedState.of(state_round, replica.state))
     node = Node(
-        peer,
-        transport=transport,
+        _participant(Peer(machine, bench, blobs), options),
+        transport=network.transport,
         store=store,
         blobs=blobs,
-        journal=Journal(directory.journal, wall_clock),
+        journal=Journal(directory.journal, wall_clock, JOURNAL_BYTES_MAX),
+        room=room,
         threads=options.threads or os.cpu_count() or 1,
         on_report=on_report,
         give_way=give_way,
+        on_frame=options.watch,
     )
-    replica.between_layers = node.worker.between_layers
-    transport.may_fetch = node.may_fetch
-    transport.store = blobs
+    if isinstance(replica, AgreedReplica):
+        replica.between_layers = node.worker.between_layers
+    node.kept_chunks = KeptChunks(directory.path / "fetching", room)
     serve_files(blobs, swarm, genesis)
     nodes.append(node)
-    if options.validates and state_round == 0:
-        node.worker.submit(keeper.measure)
-    return Assembled(node, bench, tokenizer, genesis, address, replica.config)
+    node.spawn(network.run())
+    if options.reach.lan:
+        await join_lan(node, network, genesis)
+    if validation is not None and state_round == 0:
+        node.worker.submit(validation.measure)
+    place_told = next(iter(addresses), "")
+    return Assembled(node, bench, tokenizer, genesis, place_told, replica.config, network)
+
+
+def _participant(peer: Peer, options: PeerOptions) -> Participant:
+    """Return the peer, or one that lies."""
+    if options.attack is None:
+        return peer
+    return corrupt(peer, options.attack, from_round=options.attack_from_round)
 
 
 def _machine(
     genesis: Genesis,
     seed: bytes,
-    address: str,
+    addresses: tuple[str, ...],
     records: dict[str, bytes],
     state_round: int,
     directory: PeerDirectory,
@@ -212,7 +258,7 @@ def _machine(
         return Machine(
             genesis,
             seed,
-            addresses=(address,),
+            addresses=addresses,
             records=records,
             state_round=state_round,
             role=GUEST if options.guest else VOTER,
@@ -227,9 +273,7 @@ def _machine(
         ) from error
 
 
-def _replica(
-    swarm: SwarmDirectory, genesis: Genesis, tokenizer: Tokenizer, options: PeerOptions
-) -> AgreedReplica:
+def _replica(swarm: SwarmDirectory, genesis: Genesis, options: PeerOptions) -> AgreedReplica:
     config = recipe_config(genesis.recipe, threads=options.threads, data=options.data)
     limits = genesis.limits  # what all agree on
     agreed = replace(config.swarm, staleness=limits.staleness, audits=limits.audit_permille / 1_000)
@@ -249,9 +293,12 @@ def _replica(
     model, scorer = Transformer(config.model), Transformer(config.model)
     recompute(model, config.training.checkpoint_activations)
     state = initial_state(model)  # stands in until a snapshot is installed or fetched
-    return AgreedReplica(
+    made = AgreedReplica(
         config, model, scorer, state, Batches(prepared, length), Batches(held_out, length)
     )
+    if options.attach is not None:
+        options.attach(made.replica, made.config)
+    return made
 
 
 def _sources(replica: AgreedReplica) -> list[tuple[str, Batches]]:
@@ -278,7 +325,7 @@ def _load_snapshot(
     directory: PeerDirectory,
     genesis: Genesis,
     records: dict[str, bytes],
-    replica: AgreedReplica,
+    replica: Learner,
 ) -> int:
     """Install the newest snapshot that a certified header vouches for; returns its round."""
     roots = {0: genesis.state_root}

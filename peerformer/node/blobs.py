@@ -8,6 +8,7 @@ demand. Safe to call from the bench's thread.
 """
 
 import asyncio
+import mmap
 import os
 import threading
 from collections import OrderedDict
@@ -15,7 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-READ_BYTES = 256 * 1024
+from peerformer.node.faults import reach
+from peerformer.node.room import Room
+
+READ_BYTES = 64 * 1024
 KEY_SIZE_BYTES = 32
 DURABLE, HIDDEN, CACHED = "durable", "hidden", "cached"  # how a file's name ends
 Read = Callable[[int, int], bytes | memoryview]
@@ -27,6 +31,26 @@ class Blob:
 
     size: int
     read: Read
+
+
+@dataclass(slots=True)
+class Mapped:
+    """A file whose bytes are handed out where the system has them, uncopied; opened on first use.
+
+    What was opened can be read to its end even if the file is discarded meanwhile.
+    """
+
+    path: Path
+    view: memoryview | None = None
+
+    def read(self, start: int, length: int) -> memoryview:
+        """Return `length` bytes from `start`."""
+        if self.view is None:
+            with self.path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+            self.view = memoryview(whole)
+        return self.view[start : start + length]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +73,9 @@ def _parsed(name: str) -> tuple[bytes | None, str]:
 class BlobStore:
     """The blobs of one peer, under a directory; the oldest go when `bytes_max` is exceeded."""
 
-    def __init__(self, directory: Path, *, bytes_max: int) -> None:
+    def __init__(self, directory: Path, *, bytes_max: int, room: Room | None = None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        self._room = room or Room()
         self._directory, self._bytes_max = directory, bytes_max
         self._lock = threading.Lock()
         self._views: dict[bytes, Blob] = {}
@@ -71,13 +96,20 @@ class BlobStore:
         kind = HIDDEN if hidden else DURABLE if durable else CACHED
         # Two threads may put the same bytes: each writes a file of its own.
         temporary = self._directory / f".{key.hex()}.{threading.get_ident()}.part"
-        with temporary.open("wb") as file:
-            file.write(data)
-            if durable or hidden:
-                file.flush()
-                os.fsync(file.fileno())
+
+        def write() -> None:
+            with temporary.open("wb") as file:
+                file.write(data)
+                if durable or hidden:
+                    file.flush()
+                    reach("blob.before-fsync")
+                    os.fsync(file.fileno())
+
+        self._room.write(write)
+        reach("blob.before-rename")
         temporary.replace(self._path(key, kind))
         if durable or hidden:
+            reach("blob.before-directory")
             self._sync()
         with self._lock:
             before = self._files.pop(key, None)
@@ -158,14 +190,7 @@ class BlobStore:
             return view
         if held is None or held.kind == HIDDEN:
             return None
-        path = self._path(key, held.kind)
-
-        def read(start: int, length: int) -> bytes:
-            with path.open("rb") as file:
-                file.seek(start)
-                return file.read(length)
-
-        return Blob(held.size, read)
+        return Blob(held.size, Mapped(self._path(key, held.kind)).read)
 
     async def await_served(self, key: bytes, seconds: float) -> Blob | None:
         """Return a blob as soon as others may have it, or None after so many seconds."""

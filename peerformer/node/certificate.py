@@ -7,6 +7,9 @@ check of the chain passes for anyone and proves nothing; the TLS 1.3 signature u
 proves the identity (RFC 8446, section 4.4.3). After the handshake both ends read that key, and only
 that: names, dates and extensions of a leaf are never looked at.
 
+A group that wants to be alone has an authority whose private key is its own (`authority.py`): then
+whoever holds no leaf of it does not get past the handshake, and OpenSSL looks at the dates too.
+
 It knows no address, no chain and no member.
 """
 
@@ -33,6 +36,14 @@ VALID_FROM = datetime(1970, 1, 1, tzinfo=UTC)
 VALID_UNTIL = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What a peer of a private group shows and trusts, both as PEM."""
+
+    authority: str
+    leaf: str
+
+
 class CertificateRefused(Exception):
     """The other end showed no certificate, or one that is not over an Ed25519 key."""
 
@@ -48,7 +59,11 @@ class Authority:
 def network_authority(name: str = NETWORK_NAME) -> Authority:
     """Derive the authority of the network called `name`."""
     seed = hash_of("network certificate authority", name.encode())
-    private_key = Ed25519PrivateKey.from_private_bytes(seed)
+    return authority_of(Ed25519PrivateKey.from_private_bytes(seed), name)
+
+
+def authority_of(private_key: Ed25519PrivateKey, name: str) -> Authority:
+    """Return the authority called `name` that signs with a key."""
     subject = _name(name)
     identifier = x509.SubjectKeyIdentifier.from_public_key(private_key.public_key())
     builder = _builder(subject, subject, private_key.public_key(), serial=1)
@@ -58,14 +73,16 @@ def network_authority(name: str = NETWORK_NAME) -> Authority:
     return Authority(private_key, builder.sign(private_key, None))
 
 
-def issue_leaf(authority: Authority, public_key: Ed25519PublicKey) -> x509.Certificate:
-    """Issue the leaf over an identity key."""
+def issue_leaf(
+    authority: Authority, public_key: Ed25519PublicKey, until: datetime | None = None
+) -> x509.Certificate:
+    """Issue the leaf over an identity key, valid for ever or until a time."""
     issuer = authority.certificate.subject
     authority_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(
         authority.private_key.public_key()
     )
     serial = x509.random_serial_number()
-    builder = _builder(_name("peer"), issuer, public_key, serial=serial)
+    builder = _builder(_name("peer"), issuer, public_key, serial=serial, until=until)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
     builder = builder.add_extension(
         x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False
@@ -75,12 +92,23 @@ def issue_leaf(authority: Authority, public_key: Ed25519PublicKey) -> x509.Certi
     return builder.sign(authority.private_key, None)
 
 
-def tls_contexts(private_key: Ed25519PrivateKey) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Return the (server, client) contexts of an identity: TLS 1.3 only, both ends proved."""
-    authority = network_authority()
-    leaf = issue_leaf(authority, private_key.public_key())
-    server = _context(ssl.PROTOCOL_TLS_SERVER, authority)
-    client = _context(ssl.PROTOCOL_TLS_CLIENT, authority)
+def tls_contexts(
+    private_key: Ed25519PrivateKey, group: Group | None = None
+) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return the (server, client) contexts of an identity: TLS 1.3 only, both ends proved.
+
+    Raises:
+        ssl.SSLError: if the leaf of a group is over another key.
+        ValueError: if it cannot be read.
+    """
+    if group is None:
+        authority = network_authority()
+        trusted = authority.certificate.public_bytes(serialization.Encoding.PEM).decode()
+        leaf = issue_leaf(authority, private_key.public_key())
+    else:
+        trusted, leaf = group.authority, x509.load_pem_x509_certificate(group.leaf.encode())
+    server = _context(ssl.PROTOCOL_TLS_SERVER, trusted)
+    client = _context(ssl.PROTOCOL_TLS_CLIENT, trusted)
     server.num_tickets = 0  # no resumption: every connection proves its key anew
     load_identity(server, private_key, leaf)
     load_identity(client, private_key, leaf)
@@ -121,13 +149,12 @@ def peer_key(tls: ssl.SSLObject) -> bytes:
     return key.public_bytes_raw()
 
 
-def _context(protocol: int, authority: Authority) -> ssl.SSLContext:
+def _context(protocol: int, trusted: str) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False  # a peer is its key; names mean nothing
     context.verify_mode = ssl.CERT_REQUIRED
-    pem = authority.certificate.public_bytes(serialization.Encoding.PEM).decode()
-    context.load_verify_locations(cadata=pem)
+    context.load_verify_locations(cadata=trusted)
     return context
 
 
@@ -136,11 +163,16 @@ def _name(text: str) -> x509.Name:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, public_key: Ed25519PublicKey, *, serial: int
+    subject: x509.Name,
+    issuer: x509.Name,
+    public_key: Ed25519PublicKey,
+    *,
+    serial: int,
+    until: datetime | None = None,
 ) -> x509.CertificateBuilder:
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer)
     builder = builder.public_key(public_key).serial_number(serial)
-    return builder.not_valid_before(VALID_FROM).not_valid_after(VALID_UNTIL)
+    return builder.not_valid_before(VALID_FROM).not_valid_after(until or VALID_UNTIL)
 
 
 def _usage(*, signs_certificates: bool) -> x509.KeyUsage:

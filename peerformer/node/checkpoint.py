@@ -12,6 +12,7 @@ from peerformer.node.assemble import Assembled
 from peerformer.node.directory import SwarmDirectory, write_durably
 from peerformer.protocol.chain import Chain
 from peerformer.protocol.codec import encode
+from peerformer.train.agreed import AgreedReplica
 
 
 def save_agreed(swarm: SwarmDirectory, chain: Chain, parts: Assembled) -> Path:
@@ -19,14 +20,15 @@ def save_agreed(swarm: SwarmDirectory, chain: Chain, parts: Assembled) -> Path:
 
     Called on the worker's thread, between two works, so that the state does not move meanwhile.
     """
-    replica = parts.bench.replica
+    replica, tokenizer = parts.bench.replica, parts.tokenizer
+    assert isinstance(replica, AgreedReplica) and tokenizer, "a user's own module is theirs to save"
     number = replica.round
     checkpoints = swarm.path / "checkpoints"
     final = checkpoints / f"step-{number:08d}"
     temporary = checkpoints / f".step-{number:08d}.{os.getpid()}.part"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_model(temporary, replica.agreed_model(), parts.tokenizer.to_bytes())  # type: ignore[arg-type]
+    save_model(temporary, replica.agreed_model(), tokenizer.to_bytes())  # type: ignore[arg-type]
     files = {
         path.name: blake3(path.read_bytes()).hexdigest() for path in sorted(temporary.iterdir())
     }

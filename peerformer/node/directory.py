@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from peerformer.errors import SwarmError
+from peerformer.node.faults import reach
 from peerformer.protocol.codec import MalformedError
 from peerformer.protocol.genesis import Genesis
 
@@ -27,8 +28,11 @@ def write_durably(path: Path, data: bytes) -> None:
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()
+        reach("file.before-fsync")
         os.fsync(file.fileno())
+    reach("file.before-rename")
     temporary.replace(path)
+    reach("file.before-directory")
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -71,6 +75,11 @@ class PeerDirectory:
     def printout(self) -> Path:
         """The state of the protocol as text, when somebody has asked for it."""
         return self.path / "printout.json"
+
+    @property
+    def released(self) -> Path:
+        """How many contributions were made, where privacy is counted."""
+        return self.path / "released"
 
     @property
     def states(self) -> Path:

@@ -1,7 +1,8 @@
 """Evidence on disk: what convicts a peer, in files that anybody can check who has the genesis.
 
 The file is the JSON that `peerformer verify` reads and docs/certificates.md describes. Where it is
-about a contribution, the bytes lie beside it under the same name. Nothing is judged here.
+about a contribution, the bytes lie beside it under the same name. The newest are kept. Nothing is
+judged here.
 """
 
 import json
@@ -13,6 +14,7 @@ from peerformer.protocol.light_client import RoundEvidence, show_document
 from peerformer.protocol.messages import Evidence
 
 EVIDENCE, BLOB = ".json", ".blob"
+FILES_KEPT = 128  # the headers hold the evidence too, for as long as they are kept
 
 
 def evidence_file(directory: Path, event: events.PeerEvicted) -> Path:
@@ -33,3 +35,7 @@ def save_evidence(
     write_durably(path, json.dumps(document, indent=1).encode())
     if blob is not None:
         write_durably(path.with_suffix(BLOB), blob)
+    files = sorted(path.parent.glob(f"*{EVIDENCE}"), key=lambda file: file.stat().st_mtime_ns)
+    for old in files[:-FILES_KEPT]:
+        old.unlink(missing_ok=True)
+        old.with_suffix(BLOB).unlink(missing_ok=True)

@@ -1,37 +1,28 @@
 """Fetching contributions and states from whoever has them, verified before they count.
 
 A contribution is checked against its keyed hash, a state chunk against the certified root; a
-source that gives anything else is left for the next one. Every fetch has a deadline and a least
-rate.
+source that gives anything else is left for the next one. Every request has a deadline and a least
+rate; how a state comes together from many is told in `syncing`.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from peerformer import events
 from peerformer.node.blobs import BlobStore
+from peerformer.node.syncing import KeptChunks, StateFetch
 from peerformer.node.transport import FetchError, Transport
-from peerformer.protocol.codec import MalformedError
 from peerformer.protocol.effects import FetchBlob, FetchState
 from peerformer.protocol.identity import blob_hash
-from peerformer.protocol.merkle import (
-    check_leaf,
-    chunk_key,
-    leaf_count,
-    leaf_span,
-    proof_size_bytes,
-)
 
 BLOB_SECONDS_MAX = 30.0  # and
 SECONDS_PER_BYTE = 1 / (1 << 20)
-STATE_SECONDS_MAX = 120.0
+FILE_SECONDS_MAX = 120.0
+STILL_SECONDS_MAX = 60.0  # without a chunk of a state: whoever has it is gone
 RATE_MIN_BYTES_PER_SECOND = 16_384.0
-CHUNKS_AT_ONCE = 4
 PAUSE_SECONDS = 0.25  # before all sources are asked again
-
-
-class _NobodyHasIt(Exception):
-    """No source has a chunk: the state of a round that is over is not served for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,49 +66,39 @@ class Fetcher:
         """Fetch a file by its hash; None if nobody gave it in time."""
         buffer = bytearray(size)
         found = await self._from_any(
-            sources, key, buffer, lambda: hash_of(bytes(buffer)) == key, STATE_SECONDS_MAX
+            sources, key, buffer, lambda: hash_of(bytes(buffer)) == key, FILE_SECONDS_MAX
         )
         return bytes(buffer) if found else None
 
-    async def state(self, work: FetchState) -> bytes | None:
-        """Fetch a state chunk by chunk from several sources at once; None if it cannot be had."""
-        data = bytearray(work.size)
-        turns = asyncio.Semaphore(CHUNKS_AT_ONCE)
+    async def state(
+        self, work: FetchState, kept: KeptChunks, tell: Callable[[events.Event], None]
+    ) -> bytes | None:
+        """Fetch a state from several sources at once; None if it cannot be had, or stands still.
 
-        async def chunk(index: int) -> None:
-            start, end = leaf_span(work.size, index)
-            proof_size = proof_size_bytes(work.size, index)
-            buffer = bytearray(proof_size + end - start)
+        While chunks come it may take as long as it takes: a limit on all of it would be one on
+        the size of the model or the least rate of a link.
+        """
+        last = time.monotonic()
 
-            def genuine() -> bool:
-                proof, leaf = bytes(buffer[:proof_size]), bytes(buffer[proof_size:])
-                try:
-                    check_leaf(work.state_root, work.size, index, leaf, proof)
-                except MalformedError:
-                    return False
-                return True
+        def tell_and_note(event: events.Event) -> None:
+            nonlocal last
+            last = time.monotonic()
+            tell(event)
 
-            shift = index % max(1, len(work.sources))
-            sources = work.sources[shift:] + work.sources[:shift]
-            async with turns:
-                for peer in sources:
-                    if await self._once(
-                        peer, chunk_key(work.state_root, index), buffer, wait=False
-                    ):
-                        if genuine():
-                            data[start:end] = buffer[proof_size:]
-                            return
-                        self.on_lie(peer, "it served a chunk that is not of the state")
-            raise _NobodyHasIt
+        def ask(peer: bytes, key: bytes, into: bytearray) -> Awaitable[str]:
+            return self._ask(peer, key, into, wait=False)
 
-        complete = True
+        fetch = StateFetch(work, ask, kept, tell_and_note, self.on_lie)
+        running = asyncio.ensure_future(fetch.run())
         try:
-            async with asyncio.timeout(STATE_SECONDS_MAX), asyncio.TaskGroup() as group:
-                for index in range(leaf_count(work.size)):
-                    group.create_task(chunk(index))
-        except* (TimeoutError, _NobodyHasIt):
-            complete = False
-        return bytes(data) if complete else None
+            while not running.done():
+                await asyncio.wait((running,), timeout=STILL_SECONDS_MAX / 4)
+                if time.monotonic() - last > STILL_SECONDS_MAX:
+                    return None
+            return running.result()
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
 
     async def _from_any(
         self,
@@ -143,19 +124,21 @@ class Fetcher:
             return False
         return False
 
-    async def _once(self, peer: bytes, key: bytes, buffer: bytearray, *, wait: bool = True) -> bool:
-        for address in self.addresses_of(peer):
-            try:
-                await self.transport.fetch(
-                    address,
-                    peer,
-                    key,
-                    memoryview(buffer),
-                    deadline_seconds=BLOB_SECONDS_MAX,
-                    rate_min_bytes_per_second=RATE_MIN_BYTES_PER_SECOND,
-                    wait=wait,
-                )
-            except FetchError:
-                continue
-            return True
-        return False
+    async def _once(self, peer: bytes, key: bytes, buffer: bytearray) -> bool:
+        return not await self._ask(peer, key, buffer, wait=True)
+
+    async def _ask(self, peer: bytes, key: bytes, buffer: bytearray, *, wait: bool) -> str:
+        """Ask one peer for a blob; returns why it did not give it, or nothing."""
+        try:
+            await self.transport.fetch(
+                self.addresses_of(peer),
+                peer,
+                key,
+                memoryview(buffer),
+                deadline_seconds=BLOB_SECONDS_MAX,
+                rate_min_bytes_per_second=RATE_MIN_BYTES_PER_SECOND,
+                wait=wait,
+            )
+        except FetchError as error:
+            return str(error)
+        return ""

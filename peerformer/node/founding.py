@@ -5,7 +5,7 @@ genesis names each by its hash. Weights are never a seed: random numbers differ 
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,14 @@ from peerformer.data.prepare import Prepared, prepare
 from peerformer.errors import ConfigError, SwarmError
 from peerformer.gradients.compress import encoded_size
 from peerformer.node.directory import SwarmDirectory, write_durably
-from peerformer.protocol.genesis import ADMISSION_CLOSED, ADMISSION_OPEN, Founder, Genesis, Limits
+from peerformer.protocol.genesis import (
+    ADMISSION_CLOSED,
+    ADMISSION_INVITE,
+    ADMISSION_OPEN,
+    Founder,
+    Genesis,
+    Limits,
+)
 from peerformer.protocol.identity import HashChain, KeyPair, hash_of
 from peerformer.protocol.merkle import state_root
 from peerformer.settings import to_json
@@ -24,6 +31,7 @@ from peerformer.train.privacy import check_accountant
 from peerformer.train.recipe import check_recipe, recipe_bytes, rule_of
 from peerformer.train.start import start_of
 
+ADMISSIONS = {"closed": ADMISSION_CLOSED, "open": ADMISSION_OPEN, "invite": ADMISSION_INVITE}
 AUDITS_LEAST = 0.001
 RECORD_BYTES_MAX = 256 << 20
 
@@ -53,9 +61,8 @@ def found(
         DataError: if there is nothing to learn from.
         ConfigError: if the rule needs more contributions than there are founders.
     """
-    if directory.genesis_file.exists():
-        raise SwarmError("a swarm was founded here already", where=str(directory.path))
-    _check_rule(config, len(seeds))
+    refuse_second(directory)
+    check_rule(config, len(seeds))
     factors_of(config)
     check_recipe(config)
     _check_audits(config)
@@ -100,16 +107,35 @@ def found(
         limits=limits_of(config),
         founders=founders_of(seeds),
     )
-    write_durably(directory.tokenizer, tokenizer)
-    write_durably(directory.validation, validation)
-    write_durably(directory.first_state, state)
     run = {"kind": "swarm", "config": to_json(config), "chain_id": genesis.chain_id.hex()}
-    write_durably(directory.path / "run.json", json.dumps(run, indent=1).encode())
-    write_durably(directory.genesis_file, genesis.to_bytes())
+    lay_down(directory, genesis, tokenizer, validation, state, run)
     return genesis
 
 
-def _check_rule(config: Config, founders: int) -> None:
+def lay_down(
+    directory: SwarmDirectory,
+    genesis: Genesis,
+    tokenizer: bytes,
+    validation: bytes,
+    state: bytes,
+    run: Mapping[str, object],
+) -> None:
+    """Write what a genesis names, and the genesis last: where it is, all of it is."""
+    directory.path.mkdir(parents=True, exist_ok=True)
+    write_durably(directory.tokenizer, tokenizer)
+    write_durably(directory.validation, validation)
+    write_durably(directory.first_state, state)
+    write_durably(directory.path / "run.json", json.dumps(run, indent=1).encode())
+    write_durably(directory.genesis_file, genesis.to_bytes())
+
+
+def refuse_second(directory: SwarmDirectory) -> None:
+    """Refuse to found where a swarm was founded; raises SwarmError."""
+    if directory.genesis_file.exists():
+        raise SwarmError("a swarm was founded here already", where=str(directory.path))
+
+
+def check_rule(config: Config, founders: int) -> None:
     """Refuse a rule that so few cannot feed."""
     least = rule_of(config).contributions_least
     if founders < least:
@@ -172,7 +198,7 @@ def limits_of(config: Config) -> Limits:
         contributions_min=swarm.contributions_min,
         contributions_max=swarm.contributions_max,
         harm_micronats=swarm.harm_micronats,
-        admission=ADMISSION_OPEN if swarm.admission == "open" else ADMISSION_CLOSED,
+        admission=ADMISSIONS[swarm.admission],
         vouchers=swarm.vouchers,
         joins_per_epoch=swarm.joins_per_epoch,
         joins_per_voucher=swarm.joins_per_voucher,

@@ -8,16 +8,20 @@ twice for one slot. It is refused, like one that is missing, damaged or open els
 is ever cast from it.
 """
 
+import contextlib
 import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from peerformer.errors import IdentityError
+from peerformer.errors import IdentityError, PeerformerError
+from peerformer.events import KeyUsedElsewhere
+from peerformer.full_disk import is_full
 
 SLOT_PREFIX = "slot/"  # written once: these are what was signed
 DATABASE, EPOCH = "protocol.db", "epoch"
+LOST_EPOCH = 10**18  # later than any
 SHARED_FIRST, SHARED_SIZE = 0x40000002, 510  # the bytes that SQLite locks: sqlite.org/src, os.h
 NEW_KEY = "move this peer's directory away and join again under a new key"
 
@@ -53,6 +57,7 @@ class DurableStore:
 
         Raises:
             IdentityError: if the store must not be voted with; it says why and what to do.
+            PeerformerError: if the disk is full.
         """
         database, epoch_file = directory / DATABASE, directory / EPOCH
         known = _read_epoch(epoch_file)
@@ -63,18 +68,21 @@ class DurableStore:
                 why="without it the key could sign a second vote for a slot that it used",
                 hint=NEW_KEY,
             )
-        try:
-            connection = _connect(database)
-            epoch = _bind(connection, database, known, peer_id, chain_id)
-            with connection:  # the database first: the file may be behind, never ahead
-                connection.execute("UPDATE bound SET epoch = ?, transactions = 0", (epoch,))
-        except sqlite3.DatabaseError as error:
-            raise _refused(database, error) from error
+        with contextlib.ExitStack() as refused:
+            try:
+                connection = _connect(database)
+                refused.callback(connection.close)
+                epoch = _bind(connection, database, known, peer_id, chain_id)
+                with connection:  # the database first: the file may be behind, never ahead
+                    connection.execute("UPDATE bound SET epoch = ?, transactions = 0", (epoch,))
+            except sqlite3.DatabaseError as error:
+                raise _refused(database, error) from error
+            refused.pop_all()
         _write_epoch(epoch_file, epoch)
         return cls(connection, epoch_file, epoch, fault)
 
-    def persist(self, records: Sequence[tuple[str, bytes]]) -> None:
-        """Write records in one transaction; all of them are durable on return.
+    def persist(self, records: Sequence[tuple[str, bytes]], deleted: Iterable[str] = ()) -> None:
+        """Write and forget records in one transaction; all of it is durable on return.
 
         Raises:
             IdentityError: if a signed slot holds other bytes; nothing is written then.
@@ -88,16 +96,12 @@ class DurableStore:
                     if before is not None and before[0] != data:
                         raise IdentityError(f"refused to sign twice for {key}")
                 connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?)", (key, data))
+            connection.executemany("DELETE FROM records WHERE key = ?", ((k,) for k in deleted))
             connection.execute("UPDATE bound SET transactions = ?", (self._transactions + 1,))
             self._fault("before-commit")
         self._fault("after-commit")
         self._transactions += 1
         os.pwrite(self._epoch_descriptor, _epoch_line(self._epoch, self._transactions), 0)
-
-    def delete(self, keys: Iterable[str]) -> None:
-        """Forget records that no restart needs."""
-        with self._connection as connection:
-            connection.executemany("DELETE FROM records WHERE key = ?", [(key,) for key in keys])
 
     def load(self, prefix: str = "") -> dict[str, bytes]:
         """Return the records whose key begins with `prefix`."""
@@ -108,6 +112,56 @@ class DurableStore:
         """Close the database."""
         self._connection.close()
         os.close(self._epoch_descriptor)
+
+
+def holds_store_of(directory: Path, peer_id: bytes) -> bool:
+    """Tell whether a directory holds a store bound to a key; whether it is good, `open` says.
+
+    Raises:
+        IdentityError: if a store of another key is there, or one that cannot be read.
+    """
+    database = directory / DATABASE
+    if not database.exists():
+        return False
+    try:
+        connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=0)
+        try:
+            row = connection.execute("SELECT peer FROM bound").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        raise _refused(database, error) from error
+    if row is not None and bytes(row[0]) != peer_id:
+        raise IdentityError(
+            "the protocol store here belongs to another key", where=str(database), hint=NEW_KEY
+        )
+    return row is not None
+
+
+def mark_store_lost(directory: Path) -> None:
+    """Say of a key that its store is gone: no new one is made for it here, no old one taken.
+
+    The epoch file that belongs to a store takes the place of this mark.
+    """
+    if not (directory / EPOCH).exists():
+        _write_epoch(directory / EPOCH, LOST_EPOCH)
+
+
+def take_mark_back(directory: Path) -> None:
+    """Undo `mark_store_lost`."""
+    if _read_epoch(directory / EPOCH) == (LOST_EPOCH, 0):
+        (directory / EPOCH).unlink()
+
+
+def used_elsewhere(event: KeyUsedElsewhere, directory: Path) -> IdentityError:
+    """Return the failure of a key that has signed what its store does not hold."""
+    return IdentityError(
+        f"this key, {event.name}, has signed for round {event.round} somewhere else",
+        where=str(directory),
+        why=f"the decided round shows {event.what} that is not in the store here: the key runs in a"
+        " second place, or its store was lost",
+        hint=f"stop the other one; if there is none, {NEW_KEY}",
+    )
 
 
 def is_in_use(directory: Path) -> bool:
@@ -129,7 +183,14 @@ def is_in_use(directory: Path) -> bool:
     return False
 
 
-def _refused(database: Path, error: sqlite3.DatabaseError) -> IdentityError:
+def _refused(database: Path, error: sqlite3.DatabaseError) -> PeerformerError:
+    if is_full(error):
+        return PeerformerError(
+            "the disk is full",
+            where=str(database),
+            why="what this key signs must be on disk before it is sent",
+            hint="make room, then the same command again; nothing is lost",
+        )
     if "locked" in str(error):
         return IdentityError(
             "another process uses this peer's protocol store",

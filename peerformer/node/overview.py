@@ -80,6 +80,10 @@ def _row(
         "bytes_sent": here.get("bytes_sent", 0),
         "adversary": here.get("adversary"),
         "address": here.get("address"),
+        "network": here.get("network"),
+        "paused_by": here.get("paused_by", []),
+        "hours": here.get("hours"),
+        "disk_bytes": here.get("disk_bytes", 0),
     }
 
 

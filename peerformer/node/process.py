@@ -7,7 +7,9 @@ takes them from a console or a signal. Either way the same node runs.
 import asyncio
 import json
 import logging
+import math
 import os
+import random
 import signal
 import time
 from collections import deque
@@ -19,24 +21,32 @@ from typing import Any
 from peerformer import events
 from peerformer.adversary import ATTACKS, corrupt, honest_part
 from peerformer.errors import EvictedError, PeerformerError
+from peerformer.full_disk import is_full
 from peerformer.journal import read_journal
 from peerformer.node.assemble import Assembled, PeerOptions, assemble
 from peerformer.node.checkpoint import save_agreed
 from peerformer.node.directory import PeerDirectory, SwarmDirectory, write_durably
 from peerformer.node.evidence import save_evidence
-from peerformer.node.status import Tally, status_of, utilisation, write_status
+from peerformer.node.journal import used_elsewhere
+from peerformer.node.logs import log_to
+from peerformer.node.memory import give_back_memory
+from peerformer.node.standing import Standing
+from peerformer.node.status import DISK_FULL, Tally, status_of, utilisation, write_status
+from peerformer.node.surroundings import BY_HAND, Surroundings
 from peerformer.node.transport import DialError
 from peerformer.node.worker import leave_operators_to_the_bench
 from peerformer.peer import Peer
+from peerformer.protocol.backoff import Backoff
 from peerformer.protocol.effects import Command, Report
 from peerformer.protocol.identity import name_of
 from peerformer.protocol.printout import to_text
 from peerformer.train.privacy import epsilon
 
 STATUS_SECONDS = 0.25
-BOOTSTRAP_RETRY_SECONDS = 1.0
 ROUNDS_REMEMBERED = 16  # to tell how much of the time was spent training
-LEAVE_SECONDS_MAX = 8.0  # SIGTERM must be over within ten
+LEAVE_SECONDS_MAX = 5.5  # SIGTERM must be over within ten, and
+STOP_SECONDS_MAX = 2.0  # for the training step in hand; connections take as long again
+MEASUREMENTS_KEPT = 512  # bits per byte of so many rounds are in the status
 
 logger = logging.getLogger("peerformer.node")
 
@@ -62,6 +72,7 @@ class Running:
         self.by_source: dict[str, float] = {}  # bits per byte of the newest state, source by source
         self.rounds: deque[events.RoundCommitted] = deque(maxlen=ROUNDS_REMEMBERED)
         self.leaving = False
+        self.is_disk_full = False
 
     async def start(self) -> str:
         """Assemble and start the peer; returns the address it listens on."""
@@ -74,17 +85,32 @@ class Running:
             on_validated=self._on_validated,
         )
         self.node = self.parts.node
+        self.node.room.on_full, self.node.room.on_room = self._on_full, self._on_room
         machine = self.node.peer.machine
+        self.surroundings = Surroundings(
+            self.node,
+            self._event,
+            self.parts.reachability.addresses,
+            self.directory.path,
+            STATUS_SECONDS,
+            self.options.hours,
+        )
         self._event(
             events.NodeStarted(
                 peer=machine.me.hex(), name=name_of(machine.me), address=self.parts.address
             )
         )
         if self.parts.config.swarm.privacy_noise:
-            journal = read_journal(self.directory.journal)
-            self.released = sum(isinstance(event, events.Trained) for event in journal)
+            self.released = self._released_before()
+        self.standing = Standing(self.node, self.directory, self._event)
+        try:
+            self.standing.begin(self.node.transport.port)
+        except EvictedError:
+            await self.node.close()
+            raise
         self.node.post(Command("start"))
         self.node.spawn(self._watch())
+        self.node.spawn(give_back_memory())
         return self.parts.address
 
     @property
@@ -103,11 +129,19 @@ class Running:
             blob_hash = getattr(report.evidence, "blob_hash", None)
             blob = self.node.blobs.get(blob_hash) if blob_hash else None
             chain_id = machine.chain.chain_id
-            save_evidence(self.directory.path, event, chain_id, report.evidence, blob)
+            try:
+                save_evidence(self.directory.path, event, chain_id, report.evidence, blob)
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                logger.warning("no room for the evidence against %s", event.name)
         self.on_event(event)
         if isinstance(event, events.RoundCommitted):
             self.rounds.append(event)
         mine = getattr(event, "peer", None) == machine.me.hex()
+        lies = getattr(self.node.peer, "attack", None) is not None
+        if isinstance(event, events.KeyUsedElsewhere) and not lies:
+            self.node.fail(used_elsewhere(event, self.directory.path))
         if mine and isinstance(event, events.PeerEvicted):
             self.node.fail(
                 EvictedError(
@@ -125,8 +159,10 @@ class Running:
         event = events.Trained(round=round_number, loss=loss, seconds=seconds, tokens=tokens)
 
         def note() -> None:
-            self.loss = loss
+            self.loss = loss if math.isfinite(loss) else None  # a user may not tell it
             self.released += 1
+            if self.parts.config.swarm.privacy_noise:  # the journal forgets what is old
+                write_durably(self.directory.released, str(self.released).encode())
             self._event(event)
 
         self.node.loop.call_soon_threadsafe(note)
@@ -143,15 +179,31 @@ class Running:
                 self.by_source[source] = bits_per_byte
             else:
                 self.bits_per_byte[number] = bits_per_byte
+                while len(self.bits_per_byte) > MEASUREMENTS_KEPT:
+                    del self.bits_per_byte[next(iter(self.bits_per_byte))]
             self._event(part if source else whole)
 
         self.node.loop.call_soon_threadsafe(note)
+
+    def _on_full(self, why: str) -> None:
+        """On whatever thread met it."""
+        event = events.DiskFull(where=str(self.directory.path), why=why)
+        self.is_disk_full = True
+        self.node.from_thread(self._event, event)
+
+    def _on_room(self, seconds: float) -> None:
+        """On whatever thread met it."""
+        self.is_disk_full = False
+        self.node.from_thread(self._event, events.DiskHasRoom(seconds=seconds))
 
     def status(self) -> dict[str, Any]:
         """Return the status object."""
         transport = self.node.transport
         extra = {
-            "address": self.parts.address,
+            "address": next(iter(self.parts.reachability.addresses()), ""),
+            "addresses": list(self.peer.machine.neighbourhood.addresses),
+            "reached_at": list(self.node.examiner.reached_at),
+            "clock_off_seconds": self.standing.clock_off_seconds,
             "loss": self.loss,
             "utilisation": utilisation(self.rounds),
             "bits_per_byte": {str(n): value for n, value in self.bits_per_byte.items()},
@@ -160,9 +212,23 @@ class Running:
             "bytes_received": transport.traffic.received,
             "epsilon": self._epsilon(),
             "adversary": getattr(self.node.peer, "attack", None),
+            "network": self.parts.reachability.status() | transport.status(),
             "time": time.time(),
+            "paused_by": sorted(self.surroundings.paused_by),
+            "hours": str(self.options.hours) if self.options.hours else None,
+            "disk_bytes": self.surroundings.disk_bytes,
         }
+        if self.is_disk_full:
+            extra["state"] = DISK_FULL
         return status_of(self.peer, self.tally, extra)
+
+    def _released_before(self) -> int:
+        journal = read_journal(self.directory.journal)
+        counted = sum(isinstance(event, events.Trained) for event in journal)
+        try:
+            return max(counted, int(self.directory.released.read_text()))
+        except (OSError, ValueError):
+            return counted
 
     def _epsilon(self) -> float | None:
         """Return what this peer has given away of its privacy, where the swarm cares for it."""
@@ -173,23 +239,43 @@ class Running:
 
     async def _watch(self) -> None:
         last = ""
-        while True:
+        while not self.node.stopped.done():  # then the last word is that it has stopped
             status = self.status()
             now = json.dumps({k: v for k, v in status.items() if k not in ("time",)})
-            if now != last:
+            if now != last and self._wrote(status):
                 last = now
-                write_status(self.directory.status, status)
+            self.surroundings.look()
             await asyncio.sleep(STATUS_SECONDS)
 
-    async def bootstrap(self, address: str, expect: bytes | None) -> None:
-        """Connect to one known address, again and again until somebody is connected."""
+    def _wrote(self, status: dict[str, Any]) -> bool:
+        try:
+            write_status(self.directory.status, status)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            return False
+        return True
+
+    async def bootstrap(
+        self,
+        address: str,
+        expect: bytes | None,
+        check: Callable[[str, bytes], None] = lambda *_: None,
+    ) -> None:
+        """Connect to one known address, again and again until somebody is connected.
+
+        `check` may refuse whoever answers there by raising a PeerformerError, which stops the peer.
+        """
+        backoff = Backoff()
         while not self.node.connections:
             try:
-                self.node.on_connection(await self.node.transport.dial(address, expect=expect))
+                connection = await self.node.transport.dial(address, expect=expect)
+                check(address, connection.peer_id)
+                self.node.on_connection(connection)
                 return
             except DialError as error:
                 logger.info("cannot reach %s: %s", address, error)
-                await asyncio.sleep(BOOTSTRAP_RETRY_SECONDS)
+                await asyncio.sleep(backoff.failed(random.random()))
 
     # --- orders --------------------------------------------------------------------------------
 
@@ -200,6 +286,21 @@ class Running:
         liar = corrupt(self.peer, attack, from_round=number)
         self.node.peer = liar
         self.node.worker.work_for(liar)
+
+    def pause(self) -> None:
+        """Train no more until `resume`."""
+        self.surroundings.pause(BY_HAND)
+
+    def resume(self) -> None:
+        """Train again."""
+        self.surroundings.resume(BY_HAND)
+
+    def stop(self) -> None:
+        """Stop as the options say: leave the swarm, or stay a member who will be back."""
+        if self.options.stays:
+            self.node.stop("stopped, and still a member")
+        else:
+            self.leave()
 
     def leave(self) -> None:
         """Leave politely; stop when the others have let me go, or after a while anyway."""
@@ -233,15 +334,15 @@ class Running:
             self._event(
                 events.NodeStopped(peer=machine.me.hex(), name=name_of(machine.me), reason=reason)
             )
-            write_status(self.directory.status, {**self.status(), "state": f"stopped: {reason}"})
-            await self.node.close()
+            self._wrote({**self.status(), "state": f"stopped: {reason}"})
+            await self.node.close(STOP_SECONDS_MAX)
 
 
 def run_supervised(swarm: Path, name: str, options: PeerOptions, control: Connection) -> None:
     """Be one peer of a supervised swarm: the entry of a forked process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which tells us
     directory = SwarmDirectory(swarm).peer(name).make()
-    logging.basicConfig(filename=directory.log, level=logging.INFO, force=True)
+    log_to(directory.log)
     leave_operators_to_the_bench()
     try:
         run_loop(_supervised(SwarmDirectory(swarm), directory, options, control))
@@ -291,8 +392,12 @@ async def _supervised(
                 running.leave()
             case ("stop",):
                 node.stop("stopped")
-            case ("pause" | "resume" as word,):
-                node.post(Command(word))
+            case ("cut", peers):
+                node.cut(peers)
+            case ("pause",):
+                running.pause()
+            case ("resume",):
+                running.resume()
             case ("checkpoint",):
                 node.worker.submit(lambda: answer("checkpoint", running.save_checkpoint()))
             case ("state",):

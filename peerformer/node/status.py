@@ -15,25 +15,27 @@ from peerformer.protocol.machine import Machine
 from peerformer.protocol.membership import ROLE_WORDS, SUSPENDED, quorum, tolerated_faults
 
 WITHOUT_QUORUM = "waiting for a quorum"
+DISK_FULL = "waiting for room on the disk"
 
 
 @dataclass(slots=True)
 class Tally:
     """Contributions counted from the chain, header by header."""
 
-    counted: int = 0
+    counted: int = 0  # the newest round that is
     contributed: Counter[bytes] = field(default_factory=Counter)
     accepted: Counter[bytes] = field(default_factory=Counter)
 
     def update(self, machine: Machine) -> None:
         """Count the headers that are new."""
-        for item in machine.chain.items[self.counted :]:
+        new = max(0, self.counted - machine.chain.base.round)
+        for item in machine.chain.items[new:]:
             refused = {entry.peer for entry in item.header.refused}
             for entry in item.header.contributions:
                 self.contributed[entry.peer] += 1
                 self.accepted[entry.peer] += entry.peer not in refused
             self.contributed.update(refused - {e.peer for e in item.header.contributions})
-        self.counted = len(machine.chain.items)
+        self.counted = machine.chain.tip
 
 
 def phase_of(machine: Machine) -> str:

@@ -72,7 +72,8 @@ def _told(chain: Chain, journal: Path, me: bytes) -> list[str]:
     attested = {
         peer: number
         for number, members in chain.past_members.items()
-        for peer in peers_of(members.voters, chain.items[number - 1].header.attesters) or ()
+        if (item := chain.item(number)) is not None
+        for peer in peers_of(members.voters, item.header.attesters) or ()
     }
     seen = last_seen(journal)
     lines = []

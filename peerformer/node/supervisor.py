@@ -27,6 +27,7 @@ from peerformer.errors import ConfigError, PeerformerError, SwarmError
 from peerformer.node import founding
 from peerformer.node.assemble import PeerOptions
 from peerformer.node.directory import SwarmDirectory, write_durably
+from peerformer.node.inviting import invite_here
 from peerformer.node.keyring import save_key
 from peerformer.node.process import run_supervised
 from peerformer.protocol.identity import KeyPair, name_of
@@ -36,6 +37,7 @@ START_SECONDS_MAX = 120.0
 STOP_SECONDS_MAX = 15.0
 ANSWER_SECONDS_MAX = 60.0
 PRELOADED = ["peerformer.node.process"]
+Entry = Callable[[Path, str, PeerOptions, Connection], None]
 
 
 @dataclass(slots=True)
@@ -60,9 +62,9 @@ class Child:
 class Supervisor:
     """The peers of one swarm on this machine."""
 
-    def __init__(self, swarm: SwarmDirectory) -> None:
-        """Prepare the fork server; nothing runs yet."""
-        self.swarm = swarm
+    def __init__(self, swarm: SwarmDirectory, entry: Entry = run_supervised) -> None:
+        """Prepare the fork server; nothing runs yet. `entry` is what a child does."""
+        self.swarm, self._entry = swarm, entry
         self.children: dict[str, Child] = {}
         self._lock = threading.RLock()
         self._context = multiprocessing.get_context("forkserver")
@@ -98,7 +100,7 @@ class Supervisor:
             ours, theirs = self._context.Pipe()
             child.control = ours
             child.process = self._context.Process(
-                target=run_supervised,
+                target=self._entry,
                 args=(self.swarm.path, name, child.options, theirs),
                 name=f"peerformer {name}",
                 daemon=True,
@@ -172,6 +174,19 @@ class Supervisor:
             os.kill(child.process.pid, signal.SIGKILL)
             child.process.join(STOP_SECONDS_MAX)
 
+    def partition(self, *groups: list[str]) -> None:
+        """Let running peers of different groups have no connection; one group of all heals.
+
+        Raises:
+            SwarmError: if one of them does not run.
+        """
+        with self._lock:
+            sides = [[self._running(name) for name in group] for group in groups]
+            for side in sides:
+                others = [child.peer_id for other in sides if other is not side for child in other]
+                for child in side:
+                    self.order(child.name, "cut", others)
+
     def add(self, attack: str | None) -> str:
         """Add a peer with a new key; it joins by itself. Returns its name.
 
@@ -190,6 +205,7 @@ class Supervisor:
                 seed = secrets.token_bytes(32)
             name = name_of(KeyPair.from_seed(seed).peer_id)
             save_key(self.swarm.peer(name).make().key, seed)
+            invite_here(self.swarm, self.swarm.peer(name))
             child = self.start(name, PeerOptions(threads=1, attack=attack, validates=False))
         self.await_listening([child])
         return name

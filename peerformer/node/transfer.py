@@ -6,12 +6,15 @@ message stated (copying through a stream reader costs three times as much CPU as
 """
 
 import asyncio
+import contextlib
 import struct
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import cast
 
-from peerformer.node.blobs import READ_BYTES, BlobStore
-from peerformer.node.connection import Traffic
+from peerformer.node.blobs import READ_BYTES, Blob, BlobStore
+from peerformer.node.connection import Budget, Traffic
 from peerformer.node.limits import TransportLimits
 
 REQUEST = struct.Struct("<32sQQ?")
@@ -35,6 +38,7 @@ class BlobReceiver(asyncio.BufferedProtocol):
         self.received = 0  # bytes of the body in hand
         self._traffic = traffic
         self._accepted = False
+        self._lost = asyncio.Event()
         self._header = bytearray(ANSWER.size)
         self._header_size = 0
         self._into: memoryview | None = None
@@ -44,6 +48,17 @@ class BlobReceiver(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The TLS handshake is over on this side."""
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+
+    def take_over(self, transport: asyncio.WriteTransport) -> None:
+        """Fetch on a connection that the other end dialled to serve on: it is up already."""
+        self._accepted = True
+        self._future.set_result(None)
+        self.connection_made(transport)
+        transport.set_protocol(self)
+
+    async def until_lost(self) -> None:
+        """Wait until the connection has ended."""
+        await self._lost.wait()
 
     async def until_done(self) -> None:
         """Wait for the server's acceptance, or for the answer to the request in hand."""
@@ -106,9 +121,15 @@ class BlobReceiver(asyncio.BufferedProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Fail what is in hand."""
+        self._lost.set()
         self._finish("closed")
         if self._future.done() and not self._future.cancelled():
             self._future.exception()  # nobody may be waiting for it any more
+
+    def abort(self) -> None:
+        """End it; nobody needs it any more."""
+        if self.transport is not None:
+            self.transport.abort()
 
     @property
     def usable(self) -> bool:
@@ -117,39 +138,92 @@ class BlobReceiver(asyncio.BufferedProtocol):
         return idle and self.transport is not None and not self.transport.is_closing()
 
 
-async def serve_blobs(
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-    store: BlobStore | None,
-    *,
-    allowed: Callable[[], bool],
-    limits: TransportLimits,
-    traffic: Traffic,
-) -> None:
-    """Answer the requests of one connection until it ends, or idles or crawls for too long.
+class Servings:
+    """Who may have a blob on its way at once: so many in all, a few of one peer or of strangers."""
 
-    Raises:
-        TimeoutError, OSError, EOFError: the connection is over.
-    """
-    idle_seconds = limits.fetcher_idle_seconds_max
-    while True:
-        async with asyncio.timeout(idle_seconds):
-            request = await reader.readexactly(REQUEST.size)
-        key, offset, length, wait = REQUEST.unpack(request)
-        if store is None or not allowed():
-            writer.write(ANSWER.pack(REFUSED, 0))
-            await writer.drain()
-            return
-        hold_seconds = limits.hold_seconds_max if wait else 0.0
-        blob = await store.await_served(key, hold_seconds)
-        if blob is None or offset + length > blob.size:
-            writer.write(ANSWER.pack(ABSENT, 0))
-            await writer.drain()
-            continue
-        writer.write(ANSWER.pack(GIVEN, length))
-        for start in range(offset, offset + length, READ_BYTES):
-            piece = blob.read(start, min(READ_BYTES, offset + length - start))
-            traffic.sent += len(piece)
-            writer.write(piece)
-            async with asyncio.timeout(idle_seconds):
+    def __init__(self, limits: TransportLimits) -> None:
+        self._limits = limits
+        self._by_peer: Counter[bytes] = Counter()
+        self._strangers = 0
+        self._freed = asyncio.Condition()
+
+    @property
+    def under_way(self) -> int:
+        """How many are being served."""
+        return self._by_peer.total()
+
+    @contextlib.asynccontextmanager
+    async def turn(self, peer: bytes, *, stranger: bool) -> AsyncIterator[None]:
+        """Wait for a turn and hold it."""
+        limits = self._limits
+
+        def free() -> bool:
+            return (
+                self.under_way < limits.served_at_once_max
+                and self._by_peer[peer] < limits.served_per_peer_max
+                and not (stranger and self._strangers >= limits.served_to_strangers_max)
+            )
+
+        async with self._freed:
+            await self._freed.wait_for(free)
+            self._by_peer[peer] += 1
+            self._strangers += stranger
+        try:
+            yield
+        finally:
+            self._by_peer[peer] -= 1
+            if not self._by_peer[peer]:
+                del self._by_peer[peer]
+            self._strangers -= stranger
+            async with self._freed:
+                self._freed.notify_all()
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The serving end of the blob connections of one peer."""
+
+    peer: bytes
+    store: BlobStore | None
+    budget: Budget
+    servings: Servings
+    allowed: Callable[[], bool]
+    is_stranger: Callable[[], bool]
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer the requests of one connection until it ends, or idles or crawls for too long.
+
+        Raises:
+            TimeoutError, OSError, EOFError: the connection is over.
+        """
+        limits = self.budget.limits
+        while True:
+            async with asyncio.timeout(limits.fetcher_idle_seconds_max):
+                request = await reader.readexactly(REQUEST.size)
+            key, offset, length, wait = REQUEST.unpack(request)
+            if self.store is None or not self.allowed():
+                writer.write(ANSWER.pack(REFUSED, 0))
                 await writer.drain()
+                return
+            hold_seconds = limits.hold_seconds_max if wait else 0.0
+            blob = await self.store.await_served(key, hold_seconds)
+            if blob is None or offset + length > blob.size:
+                writer.write(ANSWER.pack(ABSENT, 0))
+                await writer.drain()
+                continue
+            async with self.servings.turn(self.peer, stranger=self.is_stranger()):
+                writer.write(ANSWER.pack(GIVEN, length))
+                await self._give(blob, range(offset, offset + length), writer)
+
+    async def _give(self, blob: Blob, span: range, writer: asyncio.StreamWriter) -> None:
+        uplink, start = self.budget.uplink, span.start
+        slowest = self.budget.limits.serve_bytes_per_second_min
+        while start < span.stop:
+            size = min(uplink.piece_bytes(READ_BYTES), span.stop - start)
+            await uplink.take(size, message=False)
+            piece = blob.read(start, size)
+            self.budget.traffic.sent += len(piece)
+            writer.write(piece)
+            async with asyncio.timeout(self.budget.limits.close_seconds_max + size / slowest):
+                await writer.drain()
+            start += size

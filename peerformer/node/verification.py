@@ -206,9 +206,9 @@ def _format_fault(blob: bytes, genesis: Genesis) -> str | None:
     """
     from peerformer.gradients.audit import check_bounds
     from peerformer.gradients.fixed_point import parameters_of
-    from peerformer.train.recipe import recipe_config
+    from peerformer.train.recipe import swarm_config
 
-    codec = recipe_config(genesis.recipe).swarm.codec
+    codec = swarm_config(genesis.recipe).swarm.codec
     try:
         return check_bounds(blob, parameters_of(genesis.state_size), codec)
     except ValueError as error:

@@ -6,16 +6,73 @@ last two labels of a name (Heilman et al., USENIX Security 2015). An address tha
 or a home network can reach is a group of its own, port and all: the peers of a swarm on one machine
 must not count as one operator, and whoever can listen there is inside already. Nothing is resolved
 and nothing is dialled here.
+
+An address of a record is one of four things: `HOST:PORT`, where the peer is dialled;
+`relay:HOST:PORT/PEER`, where a relay passes calls on to the peer of that id, in 64 hex digits;
+`iroh:PLACE/PEER`, where it is reached by iroh, at a UDP address or the URL of an iroh relay; and
+`relay:HOST:PORT`, by which a peer says that it relays for others there.
 """
 
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+RELAY, IROH = "relay:", "iroh:"
+PEER_DIGITS = 64
 LOCAL_SUFFIXES = ("local", "localhost", "internal", "lan", "home.arpa")
+
+
+def relayed_address(relay: str, peer: bytes) -> str:
+    """Return where a relay at "host:port" passes calls on to a peer."""
+    return f"{RELAY}{relay}/{peer.hex()}"
+
+
+def iroh_address(place: str, peer: bytes) -> str:
+    """Return where a peer is reached by iroh."""
+    return f"{IROH}{place}/{peer.hex()}"
+
+
+def through_relay(address: str) -> tuple[str, bytes] | None:
+    """Return the relay and the peer of a relayed address; None for any other."""
+    return _through(RELAY, address)
+
+
+def through_iroh(address: str) -> tuple[str, bytes] | None:
+    """Return the place and the peer of an iroh address; None for any other."""
+    return _through(IROH, address)
+
+
+def _through(kind: str, address: str) -> tuple[str, bytes] | None:
+    place, slash, digits = address.removeprefix(kind).rpartition("/")
+    if not address.startswith(kind) or not slash or len(digits) != PEER_DIGITS:
+        return None
+    try:
+        return place, bytes.fromhex(digits)
+    except ValueError:
+        return None
+
+
+def relay_offer(address: str) -> str:
+    """Return the address by which a peer says that it relays at "host:port"."""
+    return RELAY + address
+
+
+def offered_relay(address: str) -> str | None:
+    """Return where a relay is offered, if that is what this address says."""
+    relay = address.removeprefix(RELAY)
+    return relay if address.startswith(RELAY) and "/" not in relay else None
+
+
+def leads_to(address: str, peer: bytes) -> bool:
+    """Whether dialling an address of a peer's record may reach it."""
+    through = through_relay(address) or through_iroh(address)
+    return not address.startswith((RELAY, IROH)) or (through is not None and through[1] == peer)
 
 
 def _split(address: str) -> tuple[str, IPv4Address | IPv6Address | None]:
     """Return the host of "host:port" or "[v6]:port", and its number if it is one."""
-    host = address.rpartition(":")[0].strip("[]").rstrip(".").lower()
+    place = address.removeprefix(RELAY).removeprefix(IROH).removeprefix("https://")
+    place = place.partition("/")[0]
+    before, colon, _ = place.rpartition(":")
+    host = (before if colon else place).strip("[]").rstrip(".").lower()
     try:
         number = ip_address(host)
     except ValueError:

@@ -39,6 +39,7 @@ from peerformer.protocol.operations import operations_fault
 Succeed = Callable[[Members, Header, Limits], Members]
 MEMBERS_KEPT = 64  # member sets of recent rounds, to check a late certificate against
 BASES_KEPT = 256
+ROUNDS_KEPT = 25_000  # for sleepers, and for newcomers by an invitation; fewer than the bases span
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class Chain:
     beacon: bytes
     state_root: bytes
     admitted: list[tuple[int, tuple[bytes, ...]]]  # lately: round, and who vouched
+    rounds_kept: int  # of all decided ones, at least
 
     def __init__(
         self, genesis: Genesis, succeed: Succeed = next_members, base: Base | None = None
@@ -99,6 +101,7 @@ class Chain:
         self.beacon = self.base.beacon
         self.state_root = self.base.state_root
         self.admitted = []
+        self.rounds_kept = ROUNDS_KEPT
 
     def item(self, round_number: int) -> Certified | None:
         """Return a decided round after the base."""
@@ -208,6 +211,21 @@ class Chain:
         base = Base(self.tip, self.members, self.head, self.beacon, self.state_root)
         if len(encode(base)) <= BASE_SIZE_MAX:
             self.bases = [*self.bases, base][-BASES_KEPT:]
+
+    def forget_old(self) -> range:
+        """Begin at a later base if the chain has grown long; returns the rounds that are gone.
+
+        An epoch is kept whatever happens: the quotas of the next round count its admissions.
+        """
+        bound = self.tip - max(self.rounds_kept, EPOCH_ROUNDS)
+        later = [base for base in self.bases if self.base.round < base.round <= bound]
+        if not later:
+            return range(0)
+        gone = range(self.base.round + 1, later[-1].round + 1)
+        self.items = self.items[len(gone) :]
+        self.base = later[-1]
+        self.bases = [base for base in self.bases if base.round >= self.base.round]
+        return gone
 
     def contradicts(self, item: Certified) -> bool:
         """Tell whether this is a valid certificate for another header of a decided round."""

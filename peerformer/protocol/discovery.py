@@ -12,15 +12,20 @@ the neighbourhood's business.
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from peerformer.protocol.addresses import group_of, is_local, source_group_of
+from peerformer.protocol.addresses import (
+    group_of,
+    is_local,
+    leads_to,
+    offered_relay,
+    source_group_of,
+)
+from peerformer.protocol.backoff import FAILURES_MAX, WAIT_SECONDS_MIN, wait_seconds
 from peerformer.protocol.codec import MalformedError
 from peerformer.protocol.identity import hash_of
 from peerformer.protocol.messages import MEMBERS_MAX, RECORDS_MAX, Envelope, PeerRecord, is_genuine
 
 RECORD_LIFETIME_SECONDS = 24 * 3_600
 CLOCK_SECONDS = 3_600  # by so much another peer's clock may be ahead
-DIAL_DELAY_SECONDS_MIN, DIAL_DELAY_SECONDS_MAX = 1.0, 60.0
-BACKOFF_STEPS_MAX = 10  # by then the delay has reached its maximum
 
 NEW_BUCKETS, NEW_BUCKET_SIZE = 64, 16
 NEW_BUCKETS_PER_SOURCE = 4  # the sixteenth part of the table for whoever talks most
@@ -69,6 +74,15 @@ class Entry:
     @property
     def addresses(self) -> tuple[str, ...]:
         """Where to dial: without what is unreadable, or local and told from afar by a stranger."""
+        return tuple(text for text in self._told if leads_to(text, self.envelope.sender))
+
+    @property
+    def relays(self) -> tuple[str, ...]:
+        """Where it relays for others."""
+        return tuple(offer for offer in map(offered_relay, self._told) if offer is not None)
+
+    @property
+    def _told(self) -> tuple[str, ...]:
         texts = (a.decode() for a in self.record.addresses if a.isascii())
         trusted = self.near or self.table == MEMBER
         return tuple(text for text in texts if trusted or not is_local(text))
@@ -197,6 +211,11 @@ class AddressBook:
                 ready.append(entry)
         return ready
 
+    def retry(self, now: float) -> None:
+        """Let everybody be dialled at once: what failed before failed on another network."""
+        for entry in self.entries.values():
+            entry.failures, entry.dial_after = 0, now
+
     def choose(
         self, count: int, used: Collection[str], barred: Collection[bytes], now: float
     ) -> list[bytes]:
@@ -229,7 +248,7 @@ class AddressBook:
     def came_in(self, peer: bytes, now: float) -> None:
         """Note that a peer connected by itself: it lives, but its address may be anything."""
         if entry := self.entries.get(peer):
-            entry.failures, entry.dial_after = 0, now + DIAL_DELAY_SECONDS_MIN
+            entry.failures, entry.dial_after = 0, now + WAIT_SECONDS_MIN
 
     def reached(self, peer: bytes, now: float, address: str = "") -> None:
         """Note that I reached a peer where its record says, and at `address` if that is known."""
@@ -237,26 +256,25 @@ class AddressBook:
         if entry is None:
             return
         entry.failures, entry.misses, entry.dialling = 0, 0, False
-        entry.dial_after = now + DIAL_DELAY_SECONDS_MIN
+        entry.dial_after = now + WAIT_SECONDS_MIN
         entry.answered, entry.reached_at = address or entry.answered, now
         entry.group = group_of(entry.place)
         self.tests.pop(peer, None)
         if entry.table == NEW:
             self._promote(peer)
 
-    def missed(self, peer: bytes, now: float, *, online: bool) -> None:
-        """Note a dial that failed: the next waits longer, up to a minute, with jitter.
+    def missed(self, peer: bytes, now: float, *, online: bool, lost: bool = False) -> None:
+        """Note a dial that failed: the next waits longer, with jitter; see `wait_seconds`.
 
         `online` says that I am connected with somebody else. If I am not, the fault may be mine,
-        and no record is thrown away for it.
+        and no record is thrown away for it. `lost`: I hear too few to go on, and hurry.
         """
         entry = self.entries.get(peer)
         if entry is None:
             return
         entry.dialling = False
-        entry.failures = min(entry.failures + 1, BACKOFF_STEPS_MAX)
-        delay = min(DIAL_DELAY_SECONDS_MIN * 1.6**entry.failures, DIAL_DELAY_SECONDS_MAX)
-        entry.dial_after = now + delay * (0.75 + 0.5 * self.draw(1_000) / 1_000)
+        entry.failures = min(entry.failures + 1, FAILURES_MAX)
+        entry.dial_after = now + wait_seconds(entry.failures, self.draw(1_000) / 1_000, lost=lost)
         waiting = self.tests.pop(peer, None)
         if online:
             entry.misses += 1

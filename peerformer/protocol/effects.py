@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from peerformer import events
 from peerformer.protocol.conduct import Exhibit
 from peerformer.protocol.messages import Accepted, Evidence, Packet
+from peerformer.protocol.newcomer_packets import Farewell
 
 # --- works -------------------------------------------------------------------------------------
 
@@ -214,7 +215,7 @@ class WorkFinished:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What the operator asks: `start`, `leave`, or `pause` and `resume` training."""
+    """What the operator asks: `start`, `leave`, `pause` and `resume` training, or `announce`."""
 
     name: str
 
@@ -261,6 +262,7 @@ class Disconnect:
 
     peer: bytes
     reason: str
+    farewell: Farewell | None = None  # for whoever is sent away for good
 
 
 @dataclass(frozen=True, slots=True)

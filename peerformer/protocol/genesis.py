@@ -24,7 +24,7 @@ from peerformer.protocol.codec import (
 from peerformer.protocol.identity import hash_of
 from peerformer.protocol.messages import MEMBERS_MAX, RECIPE_SIZE_MAX, VOUCHERS_MAX
 
-ADMISSION_CLOSED, ADMISSION_OPEN = 0, 1
+ADMISSION_CLOSED, ADMISSION_OPEN, ADMISSION_INVITE = 0, 1, 2
 RECORD_EXTRA_BYTES = 1 << 20  # names of tensors, steps
 STALENESS_MAX = 1  # an update two rounds old does more harm than an idle machine
 
@@ -90,6 +90,8 @@ class Genesis:
             raise MalformedError("limits that no round can meet")
         if not 1 <= limits.vouchers <= VOUCHERS_MAX:
             raise MalformedError("limits that no admission can meet")
+        if limits.admission > ADMISSION_INVITE:
+            raise MalformedError("an admission of no kind")
         if limits.staleness > STALENESS_MAX:
             raise MalformedError("training further ahead than anybody can")
         if limits.audit_permille > (0 if limits.staleness else 1_000):

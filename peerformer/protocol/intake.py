@@ -15,6 +15,8 @@ from peerformer.protocol.codec import MalformedError, encode
 from peerformer.protocol.identity import name_of
 from peerformer.protocol.membership import peers_of
 from peerformer.protocol.messages import (
+    NO_HASH,
+    PROTOCOL_VERSION,
     STATEMENTS,
     AskHeaders,
     AskPeers,
@@ -41,9 +43,23 @@ from peerformer.protocol.messages import (
     TimedOut,
     Timeout,
     TimeoutCertificate,
+    greeting_version,
     is_genuine,
 )
-from peerformer.protocol.newcomer_packets import AskBase, AskGenesis, BaseOf, GenesisBytes
+from peerformer.protocol.newcomer_packets import (
+    About,
+    AskAbout,
+    AskBase,
+    AskGenesis,
+    BaseOf,
+    Farewell,
+    GenesisBytes,
+    Present,
+    Presented,
+    ReachedBack,
+    Sample,
+    Sampled,
+)
 from peerformer.protocol.rates import RATES
 from peerformer.protocol.selection import attestation_fault
 
@@ -62,7 +78,11 @@ def receive(machine: "Machine", peer: bytes, frame: bytes) -> bool:
     try:
         packet = machine.unpack(frame)
     except MalformedError as error:
-        blame(machine, peer, f"malformed: {error}")
+        version = greeting_version(frame)
+        if version is not None and version != PROTOCOL_VERSION:
+            take(machine, peer, Hello(version, NO_HASH, 0, None))
+        else:
+            blame(machine, peer, f"malformed: {error}")
         return True
     if machine.outbox.gossips and isinstance(packet, Said | Proposed | TimedOut):
         envelope = packet.envelope
@@ -167,8 +187,12 @@ def _aside(machine: "Machine", peer: bytes, packet: Packet) -> str | None:
             return machine.requests.on_requested(peer, operation)
         case AskBase(number):
             machine.sync.answer_base(peer, number)
-        case GenesisBytes() | BaseOf():
+        case Present():
+            machine.requests.invitations.show(peer, packet, machine.now)
+        case GenesisBytes() | BaseOf() | Presented() | Farewell():
             return None  # an answer that came late
+        case AskAbout() | About() | ReachedBack() | Sample() | Sampled():
+            return None  # between the two nodes, which take them before any machine does
         case _:
             return "a statement that no round takes"
     return None
@@ -187,6 +211,8 @@ def _on_headers(
         if fault:
             machine.sync.look_back(peer, machine.now)
             return f"header: {fault}"
+    if not items and tip > machine.chain.tip:
+        machine.sync.on_nothing(peer)
     if items:
         machine.sync.asked.pop(peer, None)  # it answers: ask for what comes after at once
     machine.sync.on_claim(peer, tip, machine.now)

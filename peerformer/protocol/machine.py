@@ -9,7 +9,7 @@ header enters the chain and the next round begins. It knows no socket, clock, th
 
 from collections.abc import Callable, Mapping
 
-from peerformer.protocol import intake, reports
+from peerformer.protocol import amnesia, intake, reports
 from peerformer.protocol.anchors import is_of_book
 from peerformer.protocol.auditing import Auditing
 from peerformer.protocol.ballot import Ballot
@@ -58,7 +58,7 @@ from peerformer.protocol.neighbourhood import Link, Neighbourhood
 from peerformer.protocol.outbox import Outbox
 from peerformer.protocol.rates import Rates
 from peerformer.protocol.requests import Requests
-from peerformer.protocol.stored_chain import FORK_KEY, stored_chain, stored_fork
+from peerformer.protocol.stored_chain import FORK_KEY, shortened, stored_chain, stored_fork
 from peerformer.protocol.sync import Sync
 from peerformer.protocol.timing import Timing
 from peerformer.protocol.training import Training
@@ -163,6 +163,7 @@ class Machine:
         self.outbox.restore(self._records)
         self.outbox.forget_rounds_before(self.chain.tip + 1)
         self.neighbourhood.restore(self._records)
+        self.requests.invitations.restore(self._records)
         self._begin_round()
 
     @property
@@ -241,6 +242,8 @@ class Machine:
             case "pause" | "resume":
                 self.paused = name == "pause"
                 self._on_state(now)
+            case "announce" | "look around":
+                self.neighbourhood.say_where(now, dial=name == "look around")
 
     def _on_timer(self, name: str, now: float) -> None:
         match name:
@@ -429,6 +432,8 @@ class Machine:
         self.sync.advance(now)
         if self.training.is_too_late(self.collection):
             self.collection.sit_out(now)
+        if self.paused and self.sync.ready and self.training.is_left_out(self.collection):
+            self.collection.judge(now)
         idle = self.training.is_due(self.collection)
         if self.sync.ready != was_ready or (self.sync.ready and idle):
             self._on_state(now)
@@ -450,9 +455,12 @@ class Machine:
         if fault:
             return fault
         number, decided = item.header.round, self.collection
+        amnesia.watch(self.outbox, item, before.voters)
         stale = self.outbox.forget_rounds_before(number + 1)
+        base, gone = shortened(self.chain)
         self.outbox.persist(
-            ((header_key(number), encode(item)),), (*stale, *self.ballot.records_made())
+            ((header_key(number), encode(item)), *base),
+            (*stale, *self.ballot.records_made(), *gone),
         )
         for accepted in item.header.contributions:
             self.last_contributed[accepted.peer] = number
@@ -470,7 +478,7 @@ class Machine:
         self.decided_at = self.now
         self.ledger.forget_before(number - LEDGER_ROUNDS + 1)
         self.trials.forget_before(number - ROUNDS_SERVED + 2)
-        self.requests.drop_settled()
+        self.requests.drop_settled(self.now)
         self.neighbourhood.tell_newcomers(item, before)
         self._begin_round()
         self.outbox.timer("view", self.timing.first_view())

@@ -31,7 +31,20 @@ from peerformer.protocol.codec import (
     encode,
 )
 from peerformer.protocol.identity import KeyPair, hash_of, verify
-from peerformer.protocol.newcomer_packets import AskBase, AskGenesis, BaseOf, GenesisBytes
+from peerformer.protocol.newcomer_packets import (
+    About,
+    AskAbout,
+    AskBase,
+    AskGenesis,
+    BaseOf,
+    Farewell,
+    GenesisBytes,
+    Present,
+    Presented,
+    ReachedBack,
+    Sample,
+    Sampled,
+)
 
 PROTOCOL_VERSION = 1
 SIGNING_TAG = b"peerformer statement 1"
@@ -457,7 +470,8 @@ class Requested:
 Packet = (
     Said | Proposed | TimedOut | Prepared | GaveUp | Certified | Hello | AskHeaders | Headers
     | AskProposed | HeaderBody | AskSaid | AskPeers | Peers | Requested | AskGenesis | GenesisBytes
-    | AskBase | BaseOf
+    | AskBase | BaseOf | Present | Presented | Farewell | AskAbout | About | ReachedBack | Sample
+    | Sampled
 )  # fmt: skip
 PACKETS: tuple[type, ...] = get_args(Packet)  # a packet's kind is its place here
 
@@ -465,6 +479,12 @@ PACKETS: tuple[type, ...] = get_args(Packet)  # a packet's kind is its place her
 def pack(packet: Packet) -> bytes:
     """Return the frame of a packet: its kind, then its canonical bytes."""
     return bytes((PACKETS.index(type(packet)),)) + encode(packet)
+
+
+def greeting_version(frame: bytes) -> int | None:
+    """Return the protocol of a greeting, which in every protocol is the first thing in it."""
+    is_greeting = frame[:1] == bytes((PACKETS.index(Hello),)) and len(frame) >= 3
+    return int.from_bytes(frame[1:3], "little") if is_greeting else None
 
 
 def unpack(frame: bytes) -> Packet:

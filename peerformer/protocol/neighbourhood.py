@@ -8,7 +8,7 @@ so whoever hears one is not cut off, whoever else surrounds it.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from peerformer import events
+from peerformer import __version__, events
 from peerformer.protocol.addresses import group_of
 from peerformer.protocol.anchors import Keeper
 from peerformer.protocol.chain import Chain
@@ -34,6 +34,7 @@ from peerformer.protocol.messages import (
     Peers,
     sign,
 )
+from peerformer.protocol.newcomer_packets import BANNED, OTHER_SWARM, OTHER_VERSION, Farewell
 from peerformer.protocol.outbox import Outbox
 
 EXCHANGE_SECONDS = 30.0
@@ -51,6 +52,11 @@ class Link:
     address: str
     outbound: bool
     since: float
+
+
+def farewell(reason: int) -> Farewell:
+    """Return what a peer is told that is sent away."""
+    return Farewell(PROTOCOL_VERSION, __version__.encode(), reason)
 
 
 class Neighbourhood:
@@ -109,6 +115,16 @@ class Neighbourhood:
         """Note where I am reached from now on."""
         self.addresses, self._record = addresses, None
 
+    def say_where(self, now: float, *, dial: bool) -> None:
+        """Tell all who are connected where I am reached; `dial` the others at once if asked."""
+        if dial:
+            self.book.retry(now)
+        for peer in sorted(self.outbox.connected):
+            self._greet(peer, now)
+        if dial:
+            self._note_members()
+            self._dial(now)
+
     def on_connected(self, peer: bytes, link: Link, now: float) -> None:
         """Greet."""
         self.outbox.connected.add(peer)
@@ -133,15 +149,14 @@ class Neighbourhood:
     def on_hello(self, peer: bytes, hello: Hello, now: float) -> bool:
         """Take a greeting in; False if this peer is not of my swarm and was sent away."""
         if hello.version != PROTOCOL_VERSION:
-            self.outbox.disconnect(
-                peer, f"it speaks protocol {hello.version}, I speak {PROTOCOL_VERSION}"
-            )
+            reason = f"it speaks protocol {hello.version}, I speak {PROTOCOL_VERSION}"
+            self.outbox.disconnect(peer, reason, farewell(OTHER_VERSION))
             return False
         if hello.chain_id != self.chain.chain_id:
-            self.outbox.disconnect(peer, "it belongs to another swarm")
+            self.outbox.disconnect(peer, "it belongs to another swarm", farewell(OTHER_SWARM))
             return False
         if peer in self.chain.members.banned:
-            self.outbox.disconnect(peer, "it is banned")
+            self.outbox.disconnect(peer, "it is banned", farewell(BANNED))
             return False
         if peer not in self.greeted:
             self.greeted.add(peer)
@@ -239,7 +254,8 @@ class Neighbourhood:
             if tested and peer in held and len(held) > STRANGERS_MAX and self._hears_quorum():
                 self.outbox.disconnect(peer, EXTRA_REASON)
         else:
-            self.book.missed(peer, now, online=bool(self.outbox.connected - {peer}))
+            online, lost = bool(self.outbox.connected - {peer}), not self._hears_quorum()
+            self.book.missed(peer, now, online=online, lost=lost)
 
     def _save(self, now: float) -> None:
         """Persist what has changed of the book."""

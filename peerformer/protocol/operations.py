@@ -6,7 +6,7 @@ against it, quotas say, is the chain's to know.
 """
 
 from peerformer.protocol.conduct import ROUNDS_SERVED, culprit_of, exhibit_of
-from peerformer.protocol.genesis import ADMISSION_OPEN, Genesis
+from peerformer.protocol.genesis import ADMISSION_CLOSED, Genesis
 from peerformer.protocol.identity import hash_of
 from peerformer.protocol.membership import (
     EPOCH_ROUNDS,
@@ -137,7 +137,7 @@ def join_fault(
     join: Envelope, members: Members, genesis: Genesis, chain_id: bytes, round_number: int
 ) -> str | None:
     """Return why nobody may vouch for a request to join in this round, or None."""
-    if genesis.limits.admission != ADMISSION_OPEN:
+    if genesis.limits.admission == ADMISSION_CLOSED:
         return "admission is closed"
     if not is_genuine(join, chain_id) or not isinstance(join.statement, Join):
         return "not a genuine request to join"

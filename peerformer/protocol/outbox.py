@@ -29,6 +29,7 @@ from peerformer.protocol.messages import (
     Statement,
     sign,
 )
+from peerformer.protocol.newcomer_packets import Farewell
 
 SLOT_PREFIX = "slot/"
 
@@ -116,9 +117,9 @@ class Outbox:
         """Order a work."""
         self.effects.append(StartWork(work))
 
-    def disconnect(self, peer: bytes, reason: str) -> None:
+    def disconnect(self, peer: bytes, reason: str, farewell: Farewell | None = None) -> None:
         """Close a connection."""
-        self.effects.append(Disconnect(peer, reason))
+        self.effects.append(Disconnect(peer, reason, farewell))
 
     def report(self, event: events.Event, evidence: Evidence | None = None) -> None:
         """Tell the operator and the journal."""

@@ -17,7 +17,7 @@ from peerformer.protocol.messages import (
     Packet,
     Peers,
 )
-from peerformer.protocol.newcomer_packets import AskBase, AskGenesis
+from peerformer.protocol.newcomer_packets import AskBase, AskGenesis, Present
 
 GROSS_FACTOR = 10.0  # duplicates and clocks double a rate; no accident makes ten times of it
 
@@ -37,6 +37,9 @@ RATES: dict[type, Rate] = {
     AskGenesis: Rate(burst=3, per_second=0.1),
     # A newcomer asks once, and again every two seconds without an answer, which may have 3 MiB.
     AskBase: Rate(burst=3, per_second=0.5),
+    # Shown once on meeting the inviter, and again after a few seconds without an answer; each
+    # takes a signature to verify.
+    Present: Rate(burst=4, per_second=0.5),
     # Asked again after a second without an answer (sync.ASK_SECONDS). Going on where the last
     # answer ended is not counted: a peer that catches up asks as fast as it can verify.
     AskHeaders: Rate(burst=4, per_second=1.0),

@@ -3,8 +3,9 @@
 from peerformer import events
 from peerformer.protocol.chain import Chain
 from peerformer.protocol.conduct import accused_of, culprit_of, describe, exhibit_of
-from peerformer.protocol.genesis import ADMISSION_OPEN
+from peerformer.protocol.genesis import ADMISSION_CLOSED
 from peerformer.protocol.identity import name_of
+from peerformer.protocol.invitations import Invitations
 from peerformer.protocol.membership import GUEST, SUSPENDED, VOTER, subject_of
 from peerformer.protocol.messages import (
     OPERATIONS_MAX,
@@ -38,6 +39,7 @@ class Requests:
     chain_anchor: bytes
     role: int
     operations: dict[bytes, Operation]
+    invitations: Invitations
     vouching: Vouching
     trials: Trials
     wants_membership: bool
@@ -49,7 +51,9 @@ class Requests:
         self.chain, self.outbox = chain, outbox
         self.chain_anchor, self.role = chain_anchor, role
         self.operations = {}
-        self.vouching, self.trials = Vouching(chain, outbox), Trials(outbox)
+        self.invitations = Invitations(chain, outbox)
+        self.vouching = Vouching(chain, outbox, self.invitations)
+        self.trials = Trials(outbox)
         self.wants_membership = True
         self._join = self._rejoin = None
 
@@ -148,7 +152,7 @@ class Requests:
 
     def _ask_to_join(self, since: int) -> None:
         """Ask for admission, with a request no older than my present membership."""
-        if self.chain.genesis.limits.admission != ADMISSION_OPEN:
+        if self.chain.genesis.limits.admission == ADMISSION_CLOSED:
             return
         number = self.chain.tip + 1
         statement = self._join.statement if self._join else None
@@ -168,8 +172,9 @@ class Requests:
         assert self._rejoin is not None
         self.outbox.broadcast(self.chain.members.voters, Requested(Return(self._rejoin)))
 
-    def drop_settled(self) -> None:
-        """Forget what a header carried, or what can no longer stand in one."""
+    def drop_settled(self, now: float) -> None:
+        """Forget what a header carried, or what can no longer stand in one, and old tickets."""
+        self.invitations.forget(now)
         self.vouching.drop_settled()
         for subject, operation in list(self.operations.items()):
             if self.chain.operations_fault((operation,)) is not None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from peerformer.protocol.chain import Base, Chain, Succeed
 from peerformer.protocol.checkpoint import BASE_KEY, HEADER_PREFIX, header_key
-from peerformer.protocol.codec import MalformedError, decode
+from peerformer.protocol.codec import MalformedError, decode, encode
 from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.messages import Certified
 
@@ -28,6 +28,12 @@ def stored_chain(
     if state_round > chain.tip:
         raise MalformedError(f"a state of round {state_round}, a chain up to {chain.tip}")
     return chain
+
+
+def shortened(chain: Chain) -> tuple[tuple[tuple[str, bytes], ...], list[str]]:
+    """Forget old rounds of a chain; returns the records to write for it, and the keys to delete."""
+    gone = [header_key(number) for number in chain.forget_old()]
+    return ((BASE_KEY, encode(chain.base)),) if gone else (), gone
 
 
 def stored_fork(chain: Chain, records: Mapping[str, bytes]) -> tuple[Certified, Certified] | None:

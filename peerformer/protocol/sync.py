@@ -13,7 +13,7 @@ from peerformer.protocol.chain import MEMBERS_KEPT, Chain
 from peerformer.protocol.codec import encode
 from peerformer.protocol.collection import Collection
 from peerformer.protocol.effects import Adopt, Applied, Apply, FetchState
-from peerformer.protocol.identity import hash_of
+from peerformer.protocol.identity import hash_of, name_of
 from peerformer.protocol.membership import peers_of
 from peerformer.protocol.messages import HEADERS_MAX, AskHeaders, Certified, Headers
 from peerformer.protocol.newcomer_packets import BaseOf
@@ -48,6 +48,7 @@ class Sync:
     helped: dict[bytes, float] = field(default_factory=dict)
     given: dict[bytes, int] = field(default_factory=dict)  # the newest header sent to each peer
     looked_back: dict[bytes, float] = field(default_factory=dict)
+    without: set[bytes] = field(default_factory=set)  # peers that have forgotten what I lack
 
     @property
     def ready(self) -> bool:
@@ -75,8 +76,16 @@ class Sync:
             self.asked[peer] = now
             self.outbox.send(peer, AskHeaders(self.chain.tip + 1))
 
+    def on_nothing(self, peer: bytes) -> None:
+        """Note that a peer with a later tip gave no headers: it keeps none so old."""
+        if peer not in self.without:
+            self.without.add(peer)
+            number, name = self.chain.tip + 1, name_of(peer)
+            self.outbox.report(events.HistoryGone(round=number, peer=peer.hex(), name=name))
+
     def on_disconnected(self, peer: bytes) -> None:
         """Forget a peer's claim."""
+        self.without.discard(peer)
         self.claims.pop(peer, None)
         self.asked.pop(peer, None)
         self.helped.pop(peer, None)

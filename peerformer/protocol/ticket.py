@@ -12,6 +12,7 @@ from typing import Annotated
 
 from peerformer.protocol.checkpoint import Checkpoint
 from peerformer.protocol.codec import (
+    U16,
     U64,
     AtMost,
     Hash,
@@ -33,6 +34,10 @@ DAY_SECONDS = 86_400
 CLOCK_SECONDS = DAY_SECONDS  # the inviter's clock may be so far ahead of mine
 
 
+class OutOfTimeError(MalformedError):
+    """A ticket that is good in itself, but not now: it is late, or a clock is wrong."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a peer is reached, and the key that must answer there."""
@@ -50,6 +55,8 @@ class Invitation:
     issued: U64
     expires: U64
     places: Annotated[tuple[Place, ...], Many(PLACES_MAX)]
+    uses: U16 = 0  # newcomers whom its inviter vouches for; 0 where it vouches for anybody
+    serial: U64 = 0  # drawn at random: two tickets of one second are two
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +70,35 @@ class Ticket:
 
 def write_ticket(keys: KeyPair, invitation: Invitation) -> str:
     """Return the invitation, signed, as one line."""
+    return line_of(sign_ticket(keys, invitation))
+
+
+def sign_ticket(keys: KeyPair, invitation: Invitation) -> Ticket:
+    """Return the invitation, signed."""
     signature = keys.sign(INVITATION_TAG + encode(invitation))
-    data = encode(Ticket(invitation, keys.peer_id, signature))
+    return Ticket(invitation, keys.peer_id, signature)
+
+
+def line_of(ticket: Ticket) -> str:
+    """Return a ticket as one line."""
+    data = encode(ticket)
     return PREFIX + base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
-def read_ticket(text: str, now: float) -> Ticket:
-    """Return the ticket in a line.
+def is_signed(ticket: Ticket) -> bool:
+    """Tell whether the inviter signed this invitation; never raises."""
+    signed = INVITATION_TAG + encode(ticket.invitation)
+    return verify(ticket.inviter, signed, ticket.signature)
+
+
+def parse_ticket(text: str) -> Ticket:
+    """Return the ticket in a line, whatever the time is.
 
     Args:
         text: the line; blanks inside it are left out, as a mail program may have broken it.
-        now: seconds since 1970.
 
     Raises:
-        MalformedError: if it is no ticket, damaged, or out of date; the message is for a person.
+        MalformedError: if it is no ticket, or damaged; the message is for a person.
     """
     line = "".join(text.split())
     if not line.startswith(PREFIX) or len(line) > TEXT_LENGTH_MAX:
@@ -89,13 +111,34 @@ def read_ticket(text: str, now: float) -> Ticket:
             place.address.decode("ascii")
     except (ValueError, binascii.Error, MalformedError) as error:
         raise MalformedError("the ticket is damaged: it is not whole") from error
-    signed = INVITATION_TAG + encode(ticket.invitation)
-    if not verify(ticket.inviter, signed, ticket.signature):
+    if not is_signed(ticket):
         raise MalformedError("the ticket is damaged: its signature does not fit")
+    return ticket
+
+
+def read_ticket(text: str, now: float) -> Ticket:
+    """Return the ticket in a line, if it is good now.
+
+    Args:
+        text: the line; see `parse_ticket`.
+        now: seconds since 1970.
+
+    Raises:
+        MalformedError: if it is no ticket, damaged, or out of date (OutOfTimeError); the message
+        is for a person.
+    """
+    ticket = parse_ticket(text)
     invitation = ticket.invitation
     if now >= invitation.expires:
-        days = (now - invitation.expires) / DAY_SECONDS
-        raise MalformedError(f"the ticket has expired, {days:.1f} days ago")
+        raise OutOfTimeError(f"the ticket has expired, {span(now - invitation.expires)} ago")
     if invitation.issued > now + CLOCK_SECONDS:
-        raise MalformedError("the ticket was issued in the future, by this machine's clock")
+        raise OutOfTimeError("the ticket was issued in the future, by this machine's clock")
     return ticket
+
+
+def span(seconds: float) -> str:
+    """Return a length of time in words, in the unit that suits it."""
+    for unit, size in (("days", DAY_SECONDS), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

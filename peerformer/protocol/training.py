@@ -91,6 +91,15 @@ class Training:
         self.ordered, self.began = number, now
         self.outbox.work(Train(number, shard_seed(self.chain, current.me, number)))
 
+    def is_left_out(self, current: Collection) -> bool:
+        """Tell whether others have begun a round that I, a voter who is paused, make nothing for.
+
+        Its vote is as good without; were all paused, there would be nothing to vote on.
+        """
+        votes = current.me in current.members.voters
+        idle = not current.trained and self.ordered < current.number
+        return votes and idle and bool(current.contributions)
+
     def is_too_late(self, current: Collection) -> bool:
         """Tell whether the others go on without the contribution that is still in hand."""
         if current.trained or self.ordered != current.number:

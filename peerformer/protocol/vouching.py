@@ -1,7 +1,9 @@
 """Vouchers on their way to an admission: a request to join gathers those of different voters.
 
 Whoever wants to join tells all voters. A voter that may vouch adds its own voucher while some are
-missing, and passes on what it has gathered, so that the vouchers of all meet at each. An admission
+missing, and passes on what it has gathered, so that the vouchers of all meet at each. Where
+admission is by invitation, only an inviter may, and requests without any voucher are not kept. An
+admission
 carries exactly as many as the genesis asks for: each one costs its voter a part of its quota, and
 binds it to the newcomer's conduct.
 """
@@ -9,6 +11,7 @@ binds it to the newcomer's conduct.
 from dataclasses import dataclass, field
 
 from peerformer.protocol.chain import Chain
+from peerformer.protocol.invitations import Invitations
 from peerformer.protocol.messages import (
     OPERATIONS_MAX,
     VOUCHERS_MAX,
@@ -37,6 +40,7 @@ class Vouching:
 
     chain: Chain
     outbox: Outbox
+    invitations: Invitations
     gathered: dict[bytes, Gathering] = field(default_factory=dict)
 
     def add(self, offered: Admission) -> tuple[Admission, bool] | None:
@@ -55,8 +59,12 @@ class Vouching:
                 if self.chain.may_vouch(voucher.sender) and self._is_for(voucher, join):
                     usable[voucher.sender] = voucher
         me, needed = self.outbox.keys.peer_id, self.chain.genesis.limits.vouchers
-        if len(usable) < needed and me not in usable and self.chain.may_vouch(me):
+        invited = self.invitations.may_vouch_for(join.sender)
+        if len(usable) < needed and me not in usable and invited and self.chain.may_vouch(me):
             usable[me] = sign(self.outbox.keys, self.chain.chain_id, Voucher(join_hash(join)))
+        if not usable and not invited:
+            del self.gathered[join.sender]  # strangers without an invitation take nobody's place
+            return None
         gathering.vouchers = usable
         chosen = tuple(usable[sender] for sender in sorted(usable)[:needed])
         return Admission(join, chosen), not usable.keys() <= vouchers.keys()

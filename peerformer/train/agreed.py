@@ -50,10 +50,9 @@ records between which steps a start moved, so a training that was ahead is never
 swarm has no audits.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 
 import torch
 from blake3 import blake3
@@ -61,27 +60,34 @@ from torch import Tensor, nn
 
 from peerformer.config import Config
 from peerformer.data.batches import Batch, Batches
-from peerformer.gradients.aggregate import aggregate
 from peerformer.gradients.audit import Samples, check_bounds, score_micronats
-from peerformer.gradients.compress import decode, encode, read
-from peerformer.gradients.fixed_point import AgreedState, Layout, outer_step, to_fixed, to_float
+from peerformer.gradients.compress import decode, encode
+from peerformer.gradients.fixed_point import AgreedState, Layout, to_float
 from peerformer.train import poison
+from peerformer.train.agreement import (
+    OUTLIER_HISTORY,
+    STEPS_AGE_MAX,
+    TRIAL_STEP,
+    Local,
+    first_state,
+    flat,
+    is_usual,
+    load,
+    load_tensors,
+    next_state,
+    save_tensors,
+    trial,
+)
 from peerformer.train.feedback import Feedback
 from peerformer.train.optimizer import build_optimizer, optimizer_tensors
-from peerformer.train.outer import outer_rate_q16
 from peerformer.train.privacy import privatised
-from peerformer.train.recipe import rule_of
 from peerformer.train.replay import Departure, Repeater, Repetition, rate_scale
 from peerformer.train.replica import Replica
 
 TESTED_SEQUENCES = 8  # of the data that a contribution's author had to train on
-TRIAL_STEP = 0.2  # a contribution is scored at a fifth of its step: a full one overshoots
-OUTLIER_FACTOR = 8.0  # an update this much longer than the last ones is not sent
-OUTLIER_HISTORY = 16
 STATES_KEPT = 3  # for auditors: those that the last rounds departed from
 MINE = b""  # the key of one's own contribution among those of a round
 UPDATES_KEPT = 8  # by a liar, to replay them or to know its spread
-STEPS_AGE_MAX = 2  # rounds between the state that a step departed from and the one it is added to
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,22 +110,9 @@ class Judged:
     gain: int | None = None
 
 
-@dataclass(slots=True)
-class Local:
-    """What the local model holds: a training, in hand or ended, and where it departed from."""
-
-    round: int  # that it trains for
-    departed: int  # the round of the agreed state that it departed from
-    state_round: int  # of the agreed state in the model by now
-    start_P: Tensor  # moved along with the agreed state
-    losses: list[float] = field(default_factory=list)  # of its steps so far
-    ended: bool = False
-
-
 def initial_state(model: nn.Module) -> AgreedState:
     """Return the agreed state of round 0: the model's parameters in fixed point, no momentum."""
-    theta_P = to_fixed(_flat(dict(model.named_parameters())))
-    return AgreedState(theta_P, torch.zeros_like(theta_P), ())
+    return first_state(dict(model.named_parameters()))
 
 
 def swarm_audits(config: Config) -> bool:
@@ -131,10 +124,6 @@ def _layers(model: nn.Module) -> list[nn.Module]:
     """Return the layers of a model that has a list of them."""
     lists = [child for child in model.children() if isinstance(child, nn.ModuleList)]
     return [layer for layers in lists for layer in layers]
-
-
-def _flat(parameters: Mapping[str, Tensor]) -> Tensor:
-    return torch.cat([parameter.detach().float().reshape(-1) for parameter in parameters.values()])
 
 
 @dataclass(slots=True)
@@ -226,7 +215,7 @@ class AgreedReplica:
             self.replica.apply(rate_scale(self.config, round_number, step, steps))
         local.ended = True
         self.last_loss = sum(local.losses) / steps
-        delta_P = local.start_P - _flat(dict(self.model.named_parameters()))
+        delta_P = local.start_P - flat(dict(self.model.named_parameters()))
         tokens = swarm.inner_steps * settings.batch_size * settings.sequence_length
         return self._contribute(round_number, delta_P, tokens)
 
@@ -240,11 +229,11 @@ class AgreedReplica:
                 return before
             if before.ended and self.round == round_number - 2:
                 self._follow(before)  # what was adopted since it ended
-                start_P = _flat(dict(self.model.named_parameters()))
+                start_P = flat(dict(self.model.named_parameters()))
                 self.local = Local(round_number, self.round, self.round, start_P)
                 return self.local
         start_P = to_float(self.state.theta_P)
-        self._load(self.model, start_P)
+        load(self.model, self.layout, start_P)
         if swarm_audits(self.config):
             self.departure = Departure.of(self.replica)
         self.local = Local(round_number, self.round, self.round, start_P)
@@ -252,17 +241,11 @@ class AgreedReplica:
 
     def _follow(self, local: Local) -> None:
         """Move the model along with the agreed state, taking out what is agreed of its own."""
-        if local.state_round == self.round:
-            return
-        theta_P = to_float(self.state.theta_P)
-        here_P = _flat(dict(self.model.named_parameters()))
-        self._load(self.model, here_P + (theta_P - local.start_P))
-        local.state_round, local.start_P = self.round, theta_P
+        local.follow(self.model, self.layout, self.round, self.state.theta_P)
 
     def _contribute(self, round_number: int, delta_P: Tensor, tokens: int) -> Contribution | None:
         norm = float(delta_P.norm())
-        usual = median(self.norms) if len(self.norms) >= 3 else norm
-        if not norm < max(OUTLIER_FACTOR * usual, 1e-12) and norm > 0 or norm != norm:
+        if not is_usual(norm, self.norms):
             self.feedback.reset()  # blown up: start afresh from the agreed state
             self.local = None
             return None
@@ -329,20 +312,21 @@ class AgreedReplica:
         batch = self.text.batch(_number(seed), 0, batch_size=size, slots=slots)
         losses = []
         for parameters_P in (theta_P, theta_P - TRIAL_STEP * update_P):
-            self._load(self.scorer, parameters_P)
+            load(self.scorer, self.layout, parameters_P)
             losses.append(self._scorers_loss(batch))
         return score_micronats(*losses)
 
     def _score(self, update_P: Tensor, score_seed: bytes) -> int:
         """Return by how much a fraction of an update lowers the held-out loss, in micro-nats."""
         before = self.loss_before.get(score_seed)
-        theta_P = to_float(self.state.theta_P)
-        if before is None:
-            self._load(self.scorer, theta_P)
-            before = self._held_out_loss(score_seed)
-            self.loss_before = {score_seed: before}
-        self._load(self.scorer, theta_P - TRIAL_STEP * update_P)
-        return score_micronats(before, self._held_out_loss(score_seed))
+
+        def loss_at(parameters_P: Tensor) -> float:
+            load(self.scorer, self.layout, parameters_P)
+            return self._held_out_loss(score_seed)
+
+        score, before = trial(to_float(self.state.theta_P), update_P, before, loss_at)
+        self.loss_before = {score_seed: before}
+        return score
 
     def _held_out_loss(self, seed: bytes) -> float:
         count = self.config.swarm.score_sequences
@@ -382,23 +366,7 @@ class AgreedReplica:
         """Return the state after aggregating (author, blob) pairs, and whose norm was refused."""
         if round_number != self.round + 1:
             return None
-        size, swarm = self.layout.size, self.config.swarm
-        contributions = [read(blob, size, swarm.codec) for _, blob in blobs]
-        outcome = aggregate(
-            contributions, rule=rule_of(self.config), seed=seed, recent_norms=self.state.norms
-        )
-        refused = tuple(blobs[index][0] for index, _ in outcome.refused)
-        if len(refused) == len(blobs):
-            return self.state, refused
-        state = outer_step(
-            self.state,
-            outcome.update_P,
-            learning_rate_q16=outer_rate_q16(self.config, round_number),
-            momentum_q16=round(swarm.outer_momentum * 65_536),
-            nesterov=True,
-            update_norm=outcome.norm,
-        )
-        return state, refused
+        return next_state(self.config, self.state, round_number, blobs, seed)
 
     def move_to(self, round_number: int, state: AgreedState, *, accepted: bool | None) -> None:
         """Make a state the agreed one; `accepted` is None if I was not there for the round."""
@@ -415,45 +383,32 @@ class AgreedReplica:
         else:
             self.feedback.settle(round_number, accepted=accepted)
 
-    def _load(self, model: nn.Module, flat_P: Tensor) -> None:
-        with torch.no_grad():
-            for name, piece in self.layout.split(flat_P).items():
-                model.get_parameter(name).copy_(piece)
-
     def agreed_model(self) -> nn.Module:
         """Return the scoring model holding the agreed parameters."""
-        self._load(self.scorer, to_float(self.state.theta_P))
+        load(self.scorer, self.layout, to_float(self.state.theta_P))
         return self.scorer
 
     # --- across restarts -------------------------------------------------------------------------
 
     def save_local(self, path: Path) -> None:
         """Save what is this peer's alone: the residual and the optimizer's state."""
-        from safetensors.torch import save_file
-
         tensors = {
             f"optimizer.{k}": v for k, v in optimizer_tensors(self.replica.optimizer).items()
         }
-        tensors["residual"] = self.feedback.residual_P
-        temporary = path.with_suffix(".part")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
-        temporary.replace(path)
+        save_tensors(path, {**tensors, "residual": self.feedback.residual_P})
 
     def load_local(self, path: Path) -> bool:
         """Take up what `save_local` wrote; False if it is not there or not whole."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         from peerformer.train.optimizer import load_optimizer_tensors
 
+        tensors = load_tensors(path)
+        residual_P = tensors.pop("residual", None)
+        if residual_P is None or residual_P.shape != self.feedback.residual_P.shape:
+            return False
+        names = {k.removeprefix("optimizer."): v for k, v in tensors.items()}
         try:
-            tensors = load_file(path)
-            residual_P = tensors.pop("residual")
-            if residual_P.shape != self.feedback.residual_P.shape:
-                return False
-            names = {k.removeprefix("optimizer."): v for k, v in tensors.items()}
             load_optimizer_tensors(self.replica.optimizer, names)
-        except (OSError, KeyError, ValueError, SafetensorError):
+        except ValueError:
             return False
         self.feedback = Feedback(residual_P)
         return True

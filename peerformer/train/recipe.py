@@ -2,10 +2,15 @@
 
 The protocol binds these bytes and never opens them. Only what all peers must share stands here;
 where a peer's text lies, and how many threads it uses, is its own affair.
+
+Who brings a module of their own (`peerformer.Swarm`), or agrees on gradients alone
+(`peerformer.Coordinator`), founds a swarm of another kind: its recipe has no model and no text, but
+the digest of a description of the tensors that are agreed on.
 """
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from peerformer.allowed import SETTINGS
 from peerformer.config import Config, DataConfig
@@ -13,6 +18,11 @@ from peerformer.errors import ConfigError
 from peerformer.gradients.rules import Rule
 from peerformer.settings import from_json, to_json
 from peerformer.train.outer import factors_of
+
+RECIPE = "the swarm's recipe"
+MODULE, GRADIENTS = "module", "gradients"
+KINDS = {MODULE: "the parameters of a module", GRADIENTS: "gradients alone"}
+API = {MODULE: "Swarm", GRADIENTS: "Coordinator"}
 
 _SHARED = ("model", "optimizer", "training", "swarm", "size", "family")
 _OWN_TRAINING = (
@@ -60,6 +70,79 @@ def check_recipe(config: Config) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ModuleRecipe:
+    """How a swarm of the user's own module trains.
+
+    Attributes:
+        kind: MODULE or GRADIENTS.
+        config: settings of the swarm, and of how long it trains; the rest is not used.
+        description: BLAKE3 of the description of its tensors, in hexadecimal.
+        scale: by what a gradient is divided before it is told, a power of two.
+    """
+
+    kind: str
+    config: Config
+    description: str
+    scale: int = 1
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical recipe."""
+        shared = {
+            "kind": self.kind,
+            "swarm": asdict(self.config.swarm),
+            "training": {"steps": self.config.training.steps},
+            "description": self.description,
+            "scale": self.scale,
+        }
+        return json.dumps(shared, sort_keys=True, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_bytes(cls, recipe: bytes) -> "ModuleRecipe":
+        """Read a recipe.
+
+        Raises:
+            ConfigError: if it is of a swarm with a text, or not one that this version can follow.
+        """
+        mapping = _mapping(recipe)
+        kind = mapping.get("kind")
+        if kind not in KINDS:
+            raise ConfigError(
+                "this swarm trains Peerformer's own model on text",
+                hint="join it with: peerformer join TICKET",
+            )
+        try:
+            settings = {"swarm": mapping["swarm"], "training": mapping["training"]}
+            description, scale = str(mapping["description"]), int(mapping["scale"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError("the swarm's recipe is not whole", why=repr(error)) from error
+        config = from_json(settings, where=RECIPE)
+        rule_of(config)
+        factors_of(config)
+        return cls(kind, config, description, scale)
+
+
+def swarm_config(recipe: bytes) -> Config:
+    """Return the settings of a swarm of any kind: enough to read its contributions.
+
+    Raises:
+        ConfigError: if the recipe is not one that this version can follow.
+    """
+    if _mapping(recipe).get("kind") in KINDS:
+        return ModuleRecipe.from_bytes(recipe).config
+    return recipe_config(recipe)
+
+
+def _mapping(recipe: bytes) -> dict[str, Any]:
+    try:
+        mapping = json.loads(recipe)
+    except (ValueError, RecursionError) as error:  # nested without end, within its size
+        raise ConfigError("the swarm's recipe is not JSON", why=str(error)) from error
+    if not isinstance(mapping, dict):
+        raise ConfigError("the swarm's recipe is no JSON object")
+    return mapping
+
+
 def rule_of(config: Config) -> Rule:
     """Return the rule by which a configuration combines contributions.
 
@@ -79,11 +162,14 @@ def recipe_config(recipe: bytes, *, threads: int = 0, data: DataConfig | None = 
     Raises:
         ConfigError: if the recipe is not one that this version can follow.
     """
-    try:
-        mapping = json.loads(recipe)
-    except (ValueError, RecursionError) as error:  # nested without end, within its size
-        raise ConfigError("the swarm's recipe is not JSON", why=str(error)) from error
-    config = from_json(mapping, where="the swarm's recipe")
+    mapping = _mapping(recipe)
+    if kind := KINDS.get(mapping.get("kind", "")):
+        raise ConfigError(
+            f"this swarm agrees on {kind}, which this command does not have",
+            hint=f"join it from a program of yours: peerformer.{API[mapping['kind']]}.join(...)",
+            more="docs/api.md",
+        )
+    config = from_json(mapping, where=RECIPE)
     rule_of(config)
     factors_of(config)
     check_recipe(config)

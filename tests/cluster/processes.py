@@ -159,6 +159,10 @@ class Server:
         self.process.wait()
 
 
+# More ranks than free cores: those that wait must not spin on a core that another needs.
+OPEN_MPI = ["--allow-run-as-root", "--oversubscribe", "--mca", "mpi_yield_when_idle", "1"]
+
+
 def mpi_launcher(kind: str) -> list[str] | None:
     """The command that starts ranks under an MPI, or None if that MPI is not here."""
     beside = str(Path(sys.executable).parent)
@@ -170,7 +174,7 @@ def mpi_launcher(kind: str) -> list[str] | None:
             said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)
             is_open = "open" in said.stdout.lower()
             if is_open == (kind == "openmpi"):
-                return [found, *(["--allow-run-as-root", "--oversubscribe"] if is_open else [])]
+                return [found, *(OPEN_MPI if is_open else [])]
     return None
 
 

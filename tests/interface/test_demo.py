@@ -153,6 +153,7 @@ def test_the_agreed_model_is_an_ordinary_checkpoint(told: tuple[Path, dict[str, 
     assert abs(bits["validation_bits_per_byte"] - summary["validation_bits_per_byte"][-1]) < 0.5
 
 
+@pytest.mark.deep  # half a minute
 @pytest.mark.timeout(300)
 def test_the_swarm_goes_on_after_the_story(told: tuple[Path, dict[str, Any]]) -> None:
     directory, summary = told

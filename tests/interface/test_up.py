@@ -84,6 +84,9 @@ def test_a_swarm_takes_orders_stops_at_ctrl_c_and_goes_on(tmp_path: Path) -> Non
         text = (peer / "printout.json").read_text()
         machine = from_text(text, seed=load_or_create_key(peer / "key"))
         assert machine.chain.tip >= 1 and to_text(machine) == text
+        assert say(tmp_path, "peer", "pause", victim).returncode == 0
+        until(tmp_path, up, lambda now: state(now, victim) == "paused")
+        assert say(tmp_path, "peer", "resume", victim).returncode == 0
         assert say(tmp_path, "peer", "kill", victim).returncode == 0
         until(tmp_path, up, lambda now: state(now, victim) == "down")
         nobody = say(tmp_path, "peer", "kill", "no-such-bird")

@@ -17,9 +17,9 @@ from random import Random
 import pytest
 
 from peerformer.node.blobs import BlobStore
-from peerformer.node.connection import Connection, ConnectionClosed, Traffic
+from peerformer.node.connection import COME_WORD, Budget, Connection, ConnectionClosed, Traffic
 from peerformer.node.limits import TransportLimits
-from peerformer.node.transfer import ANSWER, REQUEST, BlobReceiver, FetchError, serve_blobs
+from peerformer.node.transfer import ANSWER, REQUEST, BlobReceiver, FetchError, Server, Servings
 from tests.mutations import mutate, seeds
 
 FRAME_MAX = 300
@@ -77,6 +77,9 @@ def frames_in(stream: bytes) -> list[bytes]:
     frames = []
     while len(stream) >= 4:
         size, rest = int.from_bytes(stream[:4], "little"), stream[4:]
+        if size == COME_WORD:  # no frame, but a request to come
+            stream = rest
+            continue
         if size > FRAME_MAX or size > len(rest):
             break
         frames.append(rest[:size])
@@ -88,7 +91,9 @@ def frame_stream(random: Random) -> bytes:
     sizes = [
         random.choice((0, 1, 40, FRAME_MAX, FRAME_MAX + 1)) for _ in range(random.randint(1, 5))
     ]
-    return b"".join(size.to_bytes(4, "little") + random.randbytes(size) for size in sizes)
+    come = [COME_WORD.to_bytes(4, "little")] * (random.random() < 0.3)
+    frames = [size.to_bytes(4, "little") + random.randbytes(size) for size in sizes]
+    return b"".join(frames[:1] + come + frames[1:])
 
 
 def try_frames(seed: int, count: int) -> None:
@@ -98,7 +103,7 @@ def try_frames(seed: int, count: int) -> None:
     received: list[list[bytes]] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = Connection(KEY, reader, writer, inbound=True, limits=LIMITS, traffic=Traffic())
+        connection = Connection(KEY, reader, writer, Budget(LIMITS), inbound=True)
         received.append([])
         with contextlib.suppress(ConnectionClosed):
             while True:
@@ -145,11 +150,11 @@ def try_requests(seed: int, count: int, directory: Path) -> None:
     store.put(KEY, BLOB, durable=False)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        traffic = Traffic()
+        servings = Servings(LIMITS)
+        server = Server(KEY, store, Budget(LIMITS), servings, lambda: True, lambda: False)
         with pytest.raises((OSError, EOFError, TimeoutError)):  # as it says
-            await serve_blobs(
-                reader, writer, store, allowed=lambda: True, limits=LIMITS, traffic=traffic
-            )
+            await server.serve(reader, writer)
+        assert not servings.under_way
         writer.close()
 
     async def story() -> None:

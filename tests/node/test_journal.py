@@ -57,7 +57,7 @@ def test_a_slot_is_written_once_and_the_rest_of_the_transaction_falls_with_it(
         store.persist([("slot/2", b"a"), ("slot/2", b"b")])
     assert store.load() == {"slot/1": b"a", "round": b"2"}
     assert store.load("slot/") == {"slot/1": b"a"}
-    store.delete(["slot/1"])
+    store.persist((), ["slot/1"])
     assert store.load("slot/") == {}
     store.close()
 

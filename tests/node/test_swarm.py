@@ -144,6 +144,11 @@ def test_a_newcomer_joins_and_an_equivocator_is_evicted(supervisor: Supervisor) 
     assert evicted == [liar]
     supervisor.children[liar].process.join(20)
     assert supervisor.children[liar].process.exitcode == 5
+    again = supervisor.start(liar)  # its own store says that it is out
+    with pytest.raises(PeerformerError, match="did not come up"):
+        supervisor.await_listening([again])
+    again.process.join(20)
+    assert again.process.exitcode == 5
 
 
 @pytest.mark.timeout(200)

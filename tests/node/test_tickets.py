@@ -98,7 +98,7 @@ def test_a_newcomer_joins_by_a_ticket_contributes_and_goes_on_after_a_restart(
     point = read_ticket(ticket, time.time()).invitation.checkpoint
     assert point.round >= 2
     me = tmp_path / "runs" / "mine" / "peers" / "me"
-    words = ("--port", "0", "--no-console", "--run", "mine")
+    words = ("--port", "0", "--no-console", "--run", "mine", "--data", "synthetic:1")
     process = peerformer("join", ticket, *words)
     status_when(process, me / "status.json", accepted)
     reached = [e for e in read_journal(me / "journal.jsonl") if isinstance(e, CheckpointReached)]
@@ -110,6 +110,7 @@ def test_a_newcomer_joins_by_a_ticket_contributes_and_goes_on_after_a_restart(
     status_when(again, me / "status.json", lambda now: now["state_round"] > before)
 
 
+@pytest.mark.deep  # a minute of real processes; scenarios tell it in a virtual world
 @pytest.mark.timeout(200)
 def test_a_ticket_to_a_round_that_never_was_leads_nowhere(
     supervisor: Supervisor,

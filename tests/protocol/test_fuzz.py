@@ -80,7 +80,9 @@ def genesis_that_founds(random: Random) -> Spelled:
     peers = sorted({random.randbytes(32) for _ in range(random.choice((1, 2, 3)))})
     founders = tuple(Founder(peer, random.randbytes(32)) for peer in peers)
     most = max(1, drawn.limits.contributions_max)
-    limits = replace(drawn.limits, contributions_min=1, contributions_max=most, vouchers=1)
+    limits = replace(
+        drawn.limits, contributions_min=1, contributions_max=most, vouchers=1, admission=2
+    )
     ahead = random.choice((0, 1))
     audits = 0 if ahead else random.randrange(1_001)
     possible = replace(limits, staleness=ahead, audit_permille=audits)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from peerformer.protocol.addresses import group_of
+from peerformer.protocol.addresses import group_of, relayed_address
 from peerformer.protocol.anchors import ANCHORS_KEY, ANCHORS_MAX, BOOK_PREFIX, PEER_PREFIX
 from peerformer.protocol.discovery import MEMBER, RECORD_LIFETIME_SECONDS, TRIED
 from peerformer.protocol.effects import (
@@ -14,6 +14,7 @@ from peerformer.protocol.effects import (
     Effect,
     Persist,
     Received,
+    Send,
     StartWork,
     TimerFired,
     WorkFinished,
@@ -324,3 +325,18 @@ def test_a_former_member_is_a_stranger_again_and_a_new_one_is_no_longer() -> Non
     machine.chain.members = members
     tick(machine)
     assert entries[PEERS[1]].table == MEMBER
+
+
+def test_all_who_are_connected_are_told_when_a_peer_is_reached_elsewhere() -> None:
+    machine = started()
+    for keys in KEYS[1:]:
+        greet(machine, keys, public(5))
+    elsewhere = (relayed_address(public(7), machine.me), public(0))
+    machine.neighbourhood.set_addresses(elsewhere)
+    told = [
+        (effect.peer, effect.packet.record.statement.addresses)
+        for effect in machine.handle(Command("announce"), machine.now + 1)
+        if isinstance(effect, Send) and isinstance(effect.packet, Hello)
+    ]
+    texts = tuple(address.encode() for address in elsewhere)
+    assert told == [(keys.peer_id, texts) for keys in sorted(KEYS[1:], key=lambda k: k.peer_id)]

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from peerformer import events
 from peerformer.errors import ConfigError, DataError, PeerformerError
+from peerformer.interface.words import words_of
 from peerformer.journal import read_journal
 from peerformer.node.directory import find_swarm
 from peerformer.node.evidence import evidence_file
@@ -153,7 +154,27 @@ def _duration(text: str) -> timedelta:
     return timedelta(seconds=int(number) * _UNITS[unit])
 
 
+_IN_WORDS = (
+    events.TrainingPaused,
+    events.TrainingResumed,
+    events.QuorumLost,
+    events.QuorumBack,
+    events.NetworkLost,
+    events.NetworkBack,
+    events.AddressChanged,
+    events.ClockJumped,
+    events.Slept,
+    events.DiskFull,
+    events.DiskHasRoom,
+    events.SyncResumed,
+    events.SourceReplaced,
+    events.HistoryGone,
+)
+
+
 def _line(event: events.Event, fields: dict[str, Any]) -> str:
+    if isinstance(event, _IN_WORDS):
+        return f"{event.time[11:19]}  {fields['event']:<22} {words_of(event)}"
     words = []
     for key, value in fields.items():
         if key in ("event", "time", "peer") or value in (None, ""):

@@ -1,12 +1,12 @@
 """`peerformer node`: one peer, by hand, with an interactive console."""
 
 import asyncio
-import logging
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,25 +18,25 @@ from peerformer.cluster.training import this_launch
 from peerformer.config import DataConfig
 from peerformer.errors import ConfigError
 from peerformer.interface.console import Console
+from peerformer.interface.network_options import NetworkOptions
 from peerformer.interface.options import ConfigOptions, resolve_options
-from peerformer.node import founding
+from peerformer.interface.passphrase import PassphraseFile, seed_of
+from peerformer.interface.running_options import RunningOptions
+from peerformer.node import founding, service
 from peerformer.node.assemble import PeerOptions
+from peerformer.node.authority import check_fits
 from peerformer.node.directory import SwarmDirectory
-from peerformer.node.joining import fetch_swarm
-from peerformer.node.keyring import load_or_create_key
+from peerformer.node.joining import check_key, check_text, fetch_swarm, port_is_free
+from peerformer.node.keyring import KnownPeers
+from peerformer.node.logs import log_to
 from peerformer.node.process import Running, run_loop
 from peerformer.node.worker import leave_operators_to_the_bench
+from peerformer.protocol.genesis import ADMISSION_INVITE
 from peerformer.train.start import settings_of_base
-
-FIRST_PORT = 8_888
 
 
 def node(
     *,
-    port: Annotated[int, Parameter(help="Port to listen on.")] = FIRST_PORT,
-    host: Annotated[
-        str, Parameter(help="Address to listen on; 0.0.0.0 opens it to others.")
-    ] = "127.0.0.1",
     bootstrap: Annotated[
         str | None, Parameter(help="host:port of any peer of a swarm to join.")
     ] = None,
@@ -52,15 +52,17 @@ def node(
         str | None, Parameter(name="--from", help="Model whose weights a new swarm starts from.")
     ] = None,
     console: Annotated[bool, Parameter(help="Read commands from the terminal.")] = True,
+    network: NetworkOptions = NetworkOptions(),
+    daily: RunningOptions = RunningOptions(),
     options: ConfigOptions = ConfigOptions(),
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Run one peer: found a swarm, or join one with --bootstrap; the console says `help`.
 
     Under torchrun or mpirun all ranks are one peer, and share its training.
     """
-    if not 0 <= port <= 65_535:
-        raise ConfigError("--port must be between 0 and 65535", why=f"given: {port}")
-    swarm = SwarmDirectory(Path("runs") / (run or f"node-{port}"))
+    placed = network.of_peer()
+    swarm = SwarmDirectory(Path("runs") / daily.run_name(run, network.port))
     if guest and not bootstrap and not swarm.genesis_file.exists():
         raise ConfigError("a guest founds no swarm", hint="--bootstrap HOST:PORT joins one")
     own_data = DataConfig(path=str(data)) if data else None
@@ -76,9 +78,11 @@ def node(
     launch = this_launch()
 
     def run_as(peer: OnePeer | None) -> None:
-        place = PeerOptions(host, port, guest=guest, data=own_data)
+        place = daily.applied_to(PeerOptions(**placed, guest=guest, data=own_data))
+        place = replace(place, seed=seed_of(swarm.peer("me").key, passphrase_file))
         place = with_ranks(place, peer, launch)
-        _run(swarm, place, sized, overrides, bootstrap=bootstrap, console=console)
+        label = (daily.node_id or "peerformer") if console else None
+        _run(swarm, place, sized, overrides, bootstrap=bootstrap, label=label)
 
     as_one_peer(launch, lambda: resolve_options(sized, overrides, settings_of_base).config, run_as)
 
@@ -98,16 +102,20 @@ def _run(
     overrides: Mapping[str, object],
     *,
     bootstrap: str | None,
-    console: bool,
+    label: str | None,
 ) -> None:
     leave_operators_to_the_bench()
+    key = peer_options.seed
+    assert key is not None
+    if peer_options.data is not None:
+        check_text(peer_options.data)
+    run_loop(port_is_free(key, peer_options.host, peer_options.port))
     directory = swarm.peer("me").make()
-    log = directory.log
-    logging.basicConfig(filename=log, level=logging.INFO, force=True)
-    key = load_or_create_key(directory.key)
+    log_to(directory.log)
+    check_fits(key, peer_options.reach.group)
     if not swarm.genesis_file.exists():
         if bootstrap:
-            run_loop(fetch_swarm(swarm, key, bootstrap, note))
+            run_loop(fetch_swarm(swarm, key, bootstrap, note, group=peer_options.reach.group))
         else:
             config = resolve_options(sized, overrides, settings_of_base).config
             founding.found(swarm, config, [key], note)
@@ -115,7 +123,7 @@ def _run(
     elif bootstrap is None:
         note(f"resumed     {swarm.path}, as of {datetime.now(UTC):%H:%M}")
     known = [(bootstrap, None)] if bootstrap else []
-    reason = run_loop(run_peer(swarm, peer_options, known, with_console=console))
+    reason = run_loop(run_peer(swarm, peer_options, known, label=label))
     note(f"stopped     {reason}; the same command goes on")
 
 
@@ -124,24 +132,50 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def _trust(address: str, peer: bytes) -> None:
+    """Its key was known before it was dialled."""
+
+
+def _where(swarm: SwarmDirectory, address: str) -> str:
+    """Say where a peer listens, and how another joins it there."""
+    if not address:
+        return (
+            "listening   nowhere that others can dial; relays are looked for among its neighbours"
+        )
+    how = f"peerformer node --port PORT --bootstrap {address}"
+    if swarm.genesis().limits.admission == ADMISSION_INVITE:
+        how = f"a ticket: peerformer invite {swarm.path.name}"
+    return f"listening   {address}   join with: {how}"
+
+
 async def run_peer(
     swarm: SwarmDirectory,
     options: PeerOptions,
     known: Sequence[tuple[str, bytes | None]],
     *,
-    with_console: bool,
+    label: str | None,
 ) -> str:
-    """Run a peer until it is stopped; `known` are addresses, with their keys, to begin with."""
+    """Run a peer until it is stopped.
+
+    `known` are addresses, with their keys, to begin with; `label` is the prompt of its console,
+    None for a peer without one.
+    """
     running = Running(swarm, swarm.peer("me"), options)
-    terminal = Console(running)
+    terminal = Console(running, label or "")
     running.on_event = terminal.on_event
     address = await running.start()
-    note(f"listening   {address}   join with: peerformer node --port PORT --bootstrap {address}")
+    note(_where(swarm, address))
+    service.notify(READY=1, STATUS=f"listening on {address}" if address else "dialling out only")
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, running.leave)
+        loop.add_signal_handler(number, running.stop)
+    keys = KnownPeers(swarm.path.parent / "known-peers")
     for place, key in known:
-        running.node.spawn(running.bootstrap(place, key))
-    if with_console:
+        learn = partial(check_key, keys, note=note) if key is None else _trust
+        running.node.spawn(running.bootstrap(place, key, learn))
+    if label is not None:
         running.node.spawn(terminal.run())
-    return await running.run_until_stopped()
+    try:
+        return await running.run_until_stopped()
+    finally:
+        service.notify(STOPPING=1)

@@ -1,4 +1,4 @@
-"""`peerformer peer add | kill | start | state`: orders to the swarm that `peerformer up` runs."""
+"""`peerformer peer add | kill | start | pause | resume | state`: orders to the swarm of `up`."""
 
 from typing import Annotated, Any
 
@@ -39,6 +39,18 @@ def start(name: str, *, run: Run = None) -> None:
     """Start a killed peer again; it catches up and proves that it holds the same state."""
     _ask(run, {"do": "start", "name": name})
     print(f"{name} is back and catching up.  Watch:  peerformer status")
+
+
+def pause(name: str, *, run: Run = None) -> None:
+    """Let a peer train no more; it votes and serves as before."""
+    _ask(run, {"do": "pause", "name": name})
+    print(f"{name} trains no more after what is in hand.  Go on:  peerformer peer resume {name}")
+
+
+def resume(name: str, *, run: Run = None) -> None:
+    """Let a paused peer train again."""
+    _ask(run, {"do": "resume", "name": name})
+    print(f"{name} trains again.  Watch:  peerformer status")
 
 
 def state(name: str, *, run: Run = None) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from peerformer.interface.swarm_view import advice, by_source, headline, table_of
 from peerformer.node.directory import find_swarm
 from peerformer.node.overview import overview
+from peerformer.node.surroundings import bytes_under
 
 
 def status(
@@ -22,7 +23,7 @@ def status(
 ) -> None:
     """Show the peers of a swarm: round, contributions, standing, what each is doing."""
     swarm = find_swarm(run)
-    now = overview(swarm)
+    now = {**overview(swarm), "disk_bytes": bytes_under(swarm.path)}
     if json_output:
         print(json.dumps(now))
         return
@@ -33,5 +34,6 @@ def status(
     if sources := by_source(now):
         console.print(sources, soft_wrap=True)
     console.print(f"state root {now['state_root']}")
+    console.print(f"on disk    {now['disk_bytes'] / 1e6:.1f} MB in {swarm.path}", soft_wrap=True)
     if hint := advice(now):
         console.print(hint, soft_wrap=True)

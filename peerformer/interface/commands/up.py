@@ -156,6 +156,8 @@ def serve_orders(supervisor: Supervisor) -> None:
                     if name not in supervisor.children:
                         raise ConfigError(f"no peer is called {name}", hint="peerformer status")
                     supervisor.await_listening([supervisor.start(name)])
+                case {"do": "pause" | "resume" as word, "name": name}:
+                    supervisor.order(name, word)
                 case {"do": "add", "adversary": attack}:
                     return {"name": supervisor.add(attack)}
                 case {"do": "state", "name": name}:

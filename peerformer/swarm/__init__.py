@@ -1,0 +1,1 @@
+"""Modules of the user's own in a swarm: `peerformer.Swarm`, and `peerformer.Coordinator` alone."""

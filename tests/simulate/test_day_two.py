@@ -1,0 +1,88 @@
+"""Days of a swarm in whole worlds: paused voters still vote, old rounds go, and nobody minds."""
+
+from typing import Any
+
+from peerformer.protocol.checkpoint import BASE_KEY, HEADER_PREFIX
+from peerformer.protocol.effects import Command
+from peerformer.simulate.world import World
+
+
+def run_to(world: World, tip: int, hosts: list[int], seconds: float = 400) -> bool:
+    return world.run(seconds=seconds, until=lambda: all(world.tip(index) >= tip for index in hosts))
+
+
+def machine(world: World, index: int) -> Any:
+    peer = world.hosts[index].peer
+    assert peer is not None
+    return peer.machine
+
+
+def test_voters_who_are_paused_attest_and_vote_so_the_others_go_on() -> None:
+    world = World(5, 4)
+    world.start()
+    assert run_to(world, 2, [0, 1, 2, 3])
+    for index in (0, 1):  # one more than may fail: without their votes nothing is decided
+        world.command(index, Command("pause"))
+    tip = world.tip(2)
+    assert run_to(world, tip + 6, [0, 1, 2, 3])
+    last = machine(world, 2).chain.item(tip + 6).header
+    assert len(last.contributions) == 2 and last.attesters[0].bit_count() >= 3
+    for index in (0, 1):
+        world.command(index, Command("resume"))
+    assert run_to(world, tip + 10, [0, 1, 2, 3])
+    assert len(machine(world, 2).chain.item(tip + 10).header.contributions) == 4
+
+
+def test_a_swarm_that_is_paused_as_a_whole_decides_nothing_and_does_not_spin() -> None:
+    world = World(6, 4)
+    world.start()
+    assert run_to(world, 2, [0, 1, 2, 3])
+    for index in range(4):
+        world.command(index, Command("pause"))
+    world.run(seconds=60)
+    tip = world.tip(0)
+    world.run(seconds=120)
+    assert world.tip(0) == tip
+    world.command(0, Command("resume"))
+    assert run_to(world, tip + 2, [0, 1, 2, 3])
+
+
+def test_old_rounds_go_and_a_restart_and_a_sleeper_go_on_from_the_rest() -> None:
+    world = World(9, 4)
+    world.start()
+    for index in range(4):
+        machine(world, index).chain.rounds_kept = 120
+    assert run_to(world, 190, [0, 1, 2, 3], seconds=4_000)
+    world.crash(3)
+    assert run_to(world, 230, [0, 1, 2], seconds=4_000)
+    chain = machine(world, 0).chain
+    assert chain.base.round == 100 and len(chain.items) == chain.tip - 100
+    records = world.hosts[0].disk.load()
+    kept = sorted(key for key in records if key.startswith(HEADER_PREFIX))
+    assert len(kept) == chain.tip - 100 and BASE_KEY in records
+    world.crash(0)
+    world.boot(0)
+    world.boot(3)  # it lacks fewer rounds than are kept
+    assert run_to(world, 234, [0, 1, 2, 3])
+    again = machine(world, 0).chain
+    assert again.base.round == 100 and again.admitted == machine(world, 1).chain.admitted
+
+
+def test_a_sleeper_who_lacks_more_than_is_kept_is_told_so() -> None:
+    world = World(9, 4)
+    world.start()
+    for index in range(3):
+        machine(world, index).chain.rounds_kept = 100
+    assert run_to(world, 5, [0, 1, 2, 3])
+    world.crash(3)
+    assert run_to(world, 205, [0, 1, 2], seconds=6_000)
+    assert machine(world, 0).chain.base.round == 100
+    world.boot(3)
+    world.run(seconds=30)
+    told = {
+        (event.round, event.peer)
+        for event in world.hosts[3].reports
+        if type(event).__name__ == "HistoryGone"
+    }
+    assert {peer for _, peer in told} == {machine(world, i).me.hex() for i in (0, 1, 2)}
+    assert machine(world, 3).chain.tip < 100
