@@ -8,6 +8,7 @@ on from there and ends with the same bytes. Who comes after works part by part.
 
 import io
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -175,9 +176,15 @@ class _Reading:
         self.tally = Tally()
         self.held: list[Document] = []
         self.held_bytes = 0
+        self.writer = ThreadPoolExecutor(1)  # a disk takes its time, and lets us read meanwhile
+        self.writing: Future[None] | None = None
 
     def run(self, *, divide_alone: bool) -> None:
         """Read to the end, or to `max_bytes`."""
+        with self.writer:
+            self._read(divide_alone=divide_alone)
+
+    def _read(self, *, divide_alone: bool) -> None:
         state, most = self.state, self.config.max_bytes
         done, count = state.place
         is_resumed, before = bool(done or count), Tally.from_json(state.tally)
@@ -221,16 +228,28 @@ class _Reading:
             self._write(ended=False)
 
     def _write(self, *, ended: bool) -> None:
-        """Write what is held as a part, and then the place: in this order it may be killed."""
-        state = self.state
-        if self.held:
-            spool = Spool(self.directory, state)
-            write_file(spool.file(state.parts, "documents"), msgspec.msgpack.encode(self.held))
-            write_array(spool.file(state.parts, "facts.npy"), facts_of(self.held))
-            state.parts += 1
+        """Write what is held as a part, and then the place: in this order it may be killed.
+
+        One part is being written while the next is read; the end waits for all.
+        """
+        state, held = self.state, self.held
+        spool, part = Spool(self.directory, state), state.parts
+        state.parts += bool(held)
         self.held, self.held_bytes = [], 0
         state.ended, state.tally = ended, self.tally.to_json()
-        write_file(self.directory / STATE, msgspec.json.encode(state))
+        place = msgspec.json.encode(state)
+
+        def write() -> None:
+            if held:
+                write_file(spool.file(part, "documents"), msgspec.msgpack.encode(held))
+                write_array(spool.file(part, "facts.npy"), facts_of(held))
+            write_file(self.directory / STATE, place)
+
+        if self.writing is not None:
+            self.writing.result()
+        self.writing = self.writer.submit(write)
+        if ended:
+            self.writing.result()
         self.on_bytes(state.taken_bytes)
 
 

@@ -136,11 +136,13 @@ def write_tokens(
 ) -> None:
     """Write the tokens of documents to one file, with what is held out and from which source."""
     tokens = [np.asarray(document.tokens, np.uint32) for document in documents]
+    every = np.concatenate([np.empty(0, np.uint32), *tokens])
+    narrow = np.uint16 if every.max(initial=0) < 1 << 16 else np.uint32  # half of the bytes
     masks = [document.learned for document in documents if document.learned is not None]
     data = io.BytesIO()
     np.savez(
         data,
-        tokens=np.concatenate([np.empty(0, np.uint32), *tokens]),
+        tokens=every.astype(narrow),
         lengths=np.array([len(one) for one in tokens], np.int64),
         sizes=np.array([document.num_bytes for document in documents], np.int64),
         learned=np.concatenate([np.empty(0, np.bool_), *masks]),
