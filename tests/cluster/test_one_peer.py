@@ -39,6 +39,7 @@ def first_round(server: Server, folder: Path, size: int) -> tuple[dict[str, floa
     }, ranks
 
 
+@pytest.mark.deep  # two swarms, one after the other: a minute or two
 def test_two_ranks_contribute_what_one_process_does(server, tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()

@@ -118,6 +118,7 @@ def test_what_keeps_a_machine_out_is_a_finding_and_exit_code_1(
     assert "the ticket is damaged" in capsys.readouterr().err
 
 
+@pytest.mark.deep  # half a minute; test_joining has clocks of all kinds
 @pytest.mark.timeout(400)
 def test_a_clock_that_is_ten_minutes_off_keeps_a_machine_out(
     founder: Founder, here: Path, capsys: Capture

@@ -100,7 +100,7 @@ def roots(supervisor: Supervisor, name: str) -> dict[int, str]:
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("staleness", [0, pytest.param(1, marks=pytest.mark.deep)])
 def test_a_killed_peer_comes_back_to_the_state_of_the_others(
     supervisor: Supervisor, staleness: int
 ) -> None:

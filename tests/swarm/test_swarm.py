@@ -58,7 +58,7 @@ def train_all(peers: list, rounds: int = ROUNDS) -> list[list[float]]:
     return all_at_once(works)
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("staleness", [pytest.param(0, marks=pytest.mark.deep), 1])
 def test_every_peer_holds_the_same_bits_and_the_loss_falls(
     tmp_path: Path, peers: list, staleness: int
 ) -> None:
