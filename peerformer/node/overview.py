@@ -25,7 +25,7 @@ def is_running(status: dict[str, Any]) -> bool:
 def overview(swarm: SwarmDirectory) -> dict[str, Any]:
     """Return one object about the swarm: round, state root, quorum, and a row for each peer."""
     genesis = swarm.genesis()
-    statuses = {directory.name: directory.read_status() for directory in swarm.peers()}
+    statuses = {_name_in(directory): directory.read_status() for directory in swarm.peers()}
     written = [status for status in statuses.values() if status]
     newest = max(written, key=lambda status: int(status["round"]), default=None)
     members = {row["name"]: row for row in newest["members"]} if newest else {}
@@ -109,6 +109,7 @@ def chosen_peer(swarm: SwarmDirectory, name: str | None) -> PeerDirectory:
         ConfigError: if there is none; names those that there are.
     """
     directories = {directory.name: directory for directory in swarm.peers()}
+    directories |= {_name_in(directory): directory for directory in swarm.peers()}
     if not directories:
         raise ConfigError("no peer of this swarm has run here", where=str(swarm.path))
     if name is not None:
@@ -119,6 +120,11 @@ def chosen_peer(swarm: SwarmDirectory, name: str | None) -> PeerDirectory:
     rows = [(directory, directory.read_status() or {}) for directory in directories.values()]
     honest = [row for row in rows if not row[1].get("adversary")] or rows
     return max(honest, key=lambda row: (_round_in(row[1]), _size(row[0].journal)))[0]
+
+
+def _name_in(directory: PeerDirectory) -> str:
+    """Return the name that others know a peer by; that of its directory until it has run."""
+    return str((directory.read_status() or {}).get("name") or directory.name)
 
 
 def _round_in(status: dict[str, Any]) -> int:

@@ -147,6 +147,8 @@ def test_a_console_answers_while_it_trains_and_the_same_command_goes_on(tmp_path
         text=True,
     )
     assert "on disk" in shown.stdout and "MB" in shown.stdout, shown.stderr
+    first_word = after["name"].partition("-")[0]  # all that a narrow table shows of it
+    assert first_word in shown.stdout and "elsewhere" not in shown.stdout, shown.stdout
     rounds = [e.round for e in read_journal(peer / "journal.jsonl") if hasattr(e, "digest")]
     assert rounds == sorted(set(rounds)), "no round twice"
 
