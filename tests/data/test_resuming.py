@@ -32,6 +32,19 @@ def tell(step, done, total):
     if step == last and left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 
+# Or, where it is named after a file of the spool, before it has written so many of them.
+write_file = spool.write_file
+
+def write(path, data):
+    global left
+    left -= path.name.endswith(last)
+    if path.name.endswith(last) and left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_file(path, data)
+
+if last in ("documents", "facts.npy", "spool.json"):
+    spool.write_file = write
+
 prepare(
     DataConfig(path=text, vocab_size=300, deduplicate="near", workers=2),
     Path(target),
@@ -69,6 +82,16 @@ def run_driver(text: Path, target: Path, step: str = "", count: int = 0) -> int:
     )
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system knows no such signal")
+def test_a_kill_before_any_file_of_a_part_is_written_loses_nothing(tmp_path: Path) -> None:
+    text = corpus(tmp_path / "text")
+    assert run_driver(text, tmp_path / "whole") == 0
+    for name in ("documents", "facts.npy", "spool.json"):
+        assert run_driver(text, tmp_path / name, name, 3) == -signal.SIGKILL
+        assert run_driver(text, tmp_path / name) == 0
+        assert content_of(tmp_path / name) == content_of(tmp_path / "whole"), name
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system knows no such signal")
