@@ -139,18 +139,17 @@ def test_a_console_answers_while_it_trains_and_the_same_command_goes_on(tmp_path
     assert again.returncode == 0 and "resumed" in out, out
     after = json.loads((peer / "status.json").read_text())
     assert after["peer_id"] == before["peer_id"] and after["disk_bytes"] > 0
-    shown = subprocess.run(
-        [sys.executable, "-m", "peerformer", "status", "alice"],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
-    assert "on disk" in shown.stdout and "MB" in shown.stdout, shown.stderr
-    first_word = after["name"].partition("-")[0]  # all that a narrow table shows of it
-    assert first_word in shown.stdout and "elsewhere" not in shown.stdout, shown.stdout
+    _status_shows_it(tmp_path, after["name"])
     rounds = [e.round for e in read_journal(peer / "journal.jsonl") if hasattr(e, "digest")]
     assert rounds == sorted(set(rounds)), "no round twice"
+
+
+def _status_shows_it(folder: Path, name: str) -> None:
+    command = [sys.executable, "-m", "peerformer", "status", "alice"]
+    shown = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    assert "on disk" in shown.stdout and "MB" in shown.stdout, shown.stderr
+    first_word = name.partition("-")[0]  # all that a narrow table shows of it
+    assert first_word in shown.stdout and "elsewhere" not in shown.stdout, shown.stdout
 
 
 def _await_round(status: Path, number: int) -> None:
