@@ -16,6 +16,7 @@ a blob nor what it is good for.
 Shape suffixes: `P` parameters, `N` rows of a codec, `B` values of a row.
 """
 
+from ctypes import CDLL
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from peerformer.gradients import native
-from peerformer.gradients.codec import VALUE_MAX, BlobError, Codec, Parts
+from peerformer.gradients.codec import VALUE_MAX, BlobError, Codec, Float32, Parts
 from peerformer.gradients.contribution import Contribution
 from peerformer.gradients.dense import Dense
 from peerformer.gradients.fixed_point import FRACTION_BITS
@@ -84,41 +85,77 @@ def encode(delta_P: Tensor, residual_P: Tensor, *, codec: str, feedback: float) 
     """
     chosen = _named(codec)
     assert delta_P.shape == residual_P.shape and delta_P.dim() == 1
-    P, rows = len(delta_P), chosen.rows(len(delta_P))
-    share = 1.0 if codec == Sparse.name else _residual_share(delta_P, residual_P, feedback)
-    factor = np.float32(feedback * share)
-    delta, residual = delta_P.detach().numpy(), residual_P.numpy()
+    P = len(delta_P)
     # NumPy asks for large pages, and neither array is filled before it is written.
     blob, left = np.empty(chosen.size(P), np.uint8), np.empty(P, np.float32)
-    parts = chosen.parts(blob, rows)
-    many = chosen.rows_at_once * chosen.block
-
-    loops = native.library_for(chosen, P) if isinstance(chosen, Dense) else None
-
-    def encode_range(first: int, end: int) -> None:
-        if loops is not None and isinstance(chosen, Dense):
-            part, lines = slice(first, end), slice(first // chosen.block, chosen.rows(end))
-            given = (delta[part], residual[part], factor, left[part], _lines(parts, lines))
-            if not native.encode(loops, chosen, *given, chosen.exponent_max):
-                raise ValueError("an update is not finite")
-            return
-        scratch = np.empty(many, np.float32)
-        for start in range(first, end, many):
-            part = slice(start, min(end, start + many))
-            lines = slice(start // chosen.block, chosen.rows(part.stop))
-            size, value = part.stop - start, scratch[: (lines.stop - lines.start) * chosen.block]
-            with np.errstate(over="ignore", invalid="ignore"):
-                np.multiply(residual[part], factor, out=value[:size])
-                value[:size] += delta[part]
-                value[:size] *= np.float32(2**FRACTION_BITS)
-                value[size:] = 0
-                if not np.isfinite(value.sum()):
-                    raise ValueError("an update is not finite")
-            chosen.encode_rows(value.reshape(-1, chosen.block), _lines(parts, lines), size)
-            np.multiply(value[:size], np.float32(2**-FRACTION_BITS), out=left[part])
-
-    shared_out(encode_range, P, many)
+    job = _Encoding(
+        delta_P.detach().numpy(), residual_P.numpy(), left, chosen.parts(blob, chosen.rows(P))
+    )
+    if isinstance(chosen, Sparse):
+        job.plainly(chosen, feedback)
+    elif not isinstance(chosen, Dense) or (loops := native.library_for(chosen, P)) is None:
+        job.plainly(chosen, feedback * _residual_share(delta_P, residual_P, feedback))
+    elif not _is_short(job.compiled(loops, chosen, feedback), feedback):
+        share = _residual_share(delta_P, residual_P, feedback)
+        if share < 1:  # rare, and then the work is done twice
+            job.compiled(loops, chosen, feedback * share)
     return Encoded(blob.tobytes(), torch.from_numpy(left))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Encoding:
+    """What is encoded, P float32 each, and where to: what is not sent, and the parts of a blob."""
+
+    delta: Float32
+    residual: Float32
+    left: Float32
+    parts: Parts
+
+    def plainly(self, codec: Codec, feedback: float) -> None:
+        """Encode some rows at a time, while they are in cache."""
+        many, factor = codec.rows_at_once * codec.block, np.float32(feedback)
+
+        def encode_range(first: int, end: int) -> None:
+            scratch = np.empty(many, np.float32)
+            for start in range(first, end, many):
+                part = slice(start, min(end, start + many))
+                lines = slice(start // codec.block, codec.rows(part.stop))
+                size, value = part.stop - start, scratch[: (lines.stop - lines.start) * codec.block]
+                with np.errstate(over="ignore", invalid="ignore"):
+                    np.multiply(self.residual[part], factor, out=value[:size])
+                    value[:size] += self.delta[part]
+                    value[:size] *= np.float32(2**FRACTION_BITS)
+                    value[size:] = 0
+                    if not np.isfinite(value.sum()):
+                        raise ValueError("an update is not finite")
+                codec.encode_rows(value.reshape(-1, codec.block), _lines(self.parts, lines), size)
+                np.multiply(value[:size], np.float32(2**-FRACTION_BITS), out=self.left[part])
+
+        shared_out(encode_range, len(self.delta), many)
+
+    def compiled(self, loops: CDLL, codec: Dense, feedback: float) -> tuple[float, float]:
+        """Encode by the loops in C; returns about the squared norms of update and residual."""
+        factor = np.float32(feedback)
+
+        def encode_range(first: int, end: int) -> tuple[float, float]:
+            part, lines = slice(first, end), slice(first // codec.block, codec.rows(end))
+            given = self.delta[part], self.residual[part], factor, self.left[part]
+            rows = _lines(self.parts, lines)
+            about = native.encode(loops, codec, *given, rows, codec.exponent_max)
+            if about is None:
+                raise ValueError("an update is not finite")
+            return about
+
+        many = codec.rows_at_once * codec.block
+        delta, residual = zip(*shared_out(encode_range, len(self.delta), many), strict=True)
+        return sum(delta), sum(residual)
+
+
+def _is_short(about: tuple[float, float], feedback: float) -> bool:
+    """Tell whether a residual is surely within its share, by roughly summed squares."""
+    delta, residual = about
+    sure = 1e-20 < delta < 1e30  # neither lost in rounding nor infinite
+    return sure and feedback**2 * residual < 0.999 * RESIDUAL_SHARE_MAX**2 * delta
 
 
 def _residual_share(delta_P: Tensor, residual_P: Tensor, feedback: float) -> float:
@@ -147,8 +184,14 @@ def decode(blob: bytes | memoryview, P: int, codec: str) -> Tensor:
     many = chosen.rows_at_once
     value_NB = np.empty((chosen.rows(P), chosen.block), np.int32)
 
+    loops = native.library_for(chosen, P) if isinstance(chosen, Dense) else None
+
     def decode_range(first: int, end: int) -> None:
         rows = range(first // chosen.block, chosen.rows(end))
+        all_rows = slice(rows.start, rows.stop)
+        if loops is not None:
+            native.decode(loops, chosen, _lines(parts, all_rows), value_NB[all_rows])
+            return
         for start in range(rows.start, rows.stop, many):
             lines = slice(start, min(rows.stop, start + many))
             chosen.decode_rows(_lines(parts, lines), value_NB[lines])
@@ -178,12 +221,18 @@ def _checked(blob: bytes | memoryview, P: int, codec: str) -> Parts:
         raise BlobError("length")
     parts = chosen.parts(np.frombuffer(blob, np.uint8), chosen.rows(P))
     many = 16 * chosen.rows_at_once * chosen.block
+    loops = native.library_for(chosen, P) if isinstance(chosen, Dense) else None
+
+    def fault_in(lines: Parts, count: int) -> str | None:
+        if loops is not None and isinstance(chosen, Dense):
+            return native.fault(loops, chosen, lines, chosen.exponent_max, count)
+        return chosen.fault(lines, count)
 
     def fault_of(first: int, end: int) -> str | None:
         for start in range(first, end, many):
             stop = min(end, start + many)
             lines = slice(start // chosen.block, chosen.rows(stop))
-            if (fault := chosen.fault(_lines(parts, lines), stop - start)) is not None:
+            if (fault := fault_in(_lines(parts, lines), stop - start)) is not None:
                 return fault
         return None
 

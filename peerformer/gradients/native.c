@@ -107,14 +107,29 @@ static inline void dense_block(const uint8_t *packed, int bits, int32_t *out) {
     }
 }
 
-/* Encode whole blocks but for the last; returns 1 if a value is not finite. */
+/* In lanes of floats, so that they are summed side by side. */
+static inline double about_squares(const float *value, int count) {
+    float lane[16] = {0}, sum = 0;
+    int c = 0;
+    for (; c + 16 <= count; c += 16)
+        for (int l = 0; l < 16; l++) lane[l] += value[c + l] * value[c + l];
+    for (int l = 0; l < 16; l++) sum += lane[l];
+    for (; c < count; c++) sum += value[c] * value[c];
+    return sum;
+}
+
+/* Encode whole blocks but for the last; returns 1 if a value is not finite. `squares` are the sums
+ * of those of the update and of the residual, near enough to tell whether one is much longer. */
 int dense_encode(const float *delta, const float *residual, float factor, float *left,
-                 int64_t count, int bits, int exponent_max, uint8_t *exponents, uint8_t *packed) {
+                 int64_t count, int bits, int exponent_max, uint8_t *exponents, uint8_t *packed,
+                 double squares[2]) {
     const float unit = 16777216.0f, back = 1.0f / 16777216.0f;
     const float level_max = (float)((1 << (bits - 1)) - 1);
     for (int64_t start = 0; start < count; start += BLOCK, exponents++) {
         float value[BLOCK] = {0}, level[BLOCK];
         int here = count - start < BLOCK ? (int)(count - start) : BLOCK;
+        squares[0] += about_squares(delta + start, here);
+        squares[1] += about_squares(residual + start, here);
         for (int c = 0; c < here; c++) {
             float part = residual[start + c] * factor;
             part += delta[start + c];
@@ -152,6 +167,41 @@ int dense_encode(const float *delta, const float *residual, float factor, float 
         }
     }
     return 0;
+}
+
+/* Return the faults of blocks, one bit for each kind in the order of `Dense.fault`; of the last
+ * block `used` values count. */
+int dense_faults(const uint8_t *exponents, const uint8_t *packed, int bits, int exponent_max,
+                 int64_t blocks, int used) {
+    const int lowest = -(1 << (bits - 1)), quiet = 1 << (bits - 2);
+    int faults = 0;
+    for (int64_t n = 0; n < blocks; n++) {
+        int8_t level[BLOCK], low = 0, high = 0;
+        const uint8_t *from = packed + n * (BLOCK * bits / 8);
+        if (bits == 8) memcpy(level, from, BLOCK);
+        else
+            for (int c = 0; c < BLOCK / 2; c++) {
+                level[2 * c] = (int8_t)((int8_t)(from[c] << 4) >> 4);
+                level[2 * c + 1] = (int8_t)((int8_t)from[c] >> 4);
+            }
+        for (int c = 0; c < BLOCK; c++) low = level[c] < low ? level[c] : low;
+        for (int c = 0; c < BLOCK; c++) high = level[c] > high ? level[c] : high;
+        faults |= exponents[n] > exponent_max;
+        faults |= (low <= lowest) << 1;
+        faults |= (low > -quiet && high < quiet && exponents[n] > 0) << 2;
+        if (n == blocks - 1)
+            for (int c = used; c < BLOCK; c++) faults |= (level[c] != 0) << 3;
+    }
+    return faults;
+}
+
+void dense_decode(const uint8_t *exponents, const uint8_t *packed, int bits, int64_t blocks,
+                  int32_t *out) {
+    for (int64_t n = 0; n < blocks; n++, out += BLOCK) {
+        int32_t step = 1 << exponents[n];
+        dense_block(packed + n * (BLOCK * bits / 8), bits, out);
+        for (int c = 0; c < BLOCK; c++) out[c] *= step;
+    }
 }
 
 void dense_squares(const uint8_t *exponents, const uint8_t *packed, int bits, int64_t blocks,

@@ -24,6 +24,7 @@ SOURCE = Path(__file__).with_name("native.c")
 
 _BITS = {"dense-int8": 8, "dense-int4": 4}
 _SPARSE = "sparse-2bit"
+_FAULTS = ("exponent", "level", "canonical", "padding")  # bits of `dense_faults`
 
 
 class Steps(ctypes.Structure):
@@ -64,14 +65,34 @@ def encode(
     left: Float32,
     parts: Parts,
     exponent_max: int,
-) -> bool:
-    """Encode a range by a dense codec, and write what was not sent; False: one is not finite."""
+) -> tuple[float, float] | None:
+    """Encode a range by a dense codec, and write what was not sent.
+
+    Returns about what the squares of the update and of the residual sum to; None: a value is not
+    finite.
+    """
+    about = np.zeros(2)
     fault: int = loops.dense_encode(
         _at(delta), _at(residual), ctypes.c_float(float(factor)), _at(left),
         ctypes.c_int64(len(delta)),
-        _BITS[codec.name], exponent_max, _at(parts[0]), _at(parts[1]),
+        _BITS[codec.name], exponent_max, _at(parts[0]), _at(parts[1]), _at(about),
     )  # fmt: skip
-    return not fault
+    return None if fault else (float(about[0]), float(about[1]))
+
+
+def fault(loops: ctypes.CDLL, codec: Codec, parts: Parts, exponent_max: int, P: int) -> str | None:
+    """Return why these are not the rows of P values of a dense codec, or None."""
+    rows, bits = len(parts[0]), _BITS[codec.name]
+    used = P - (rows - 1) * codec.block
+    ends = (bits, exponent_max, ctypes.c_int64(rows), used)
+    found: int = loops.dense_faults(*map(_at, parts), *ends)
+    return next((name for bit, name in enumerate(_FAULTS) if found >> bit & 1), None)
+
+
+def decode(loops: ctypes.CDLL, codec: Codec, parts: Parts, out_NB: Int32) -> None:
+    """Write the values of checked rows of a dense codec."""
+    blocks = ctypes.c_int64(len(parts[0]))
+    loops.dense_decode(*map(_at, parts), _BITS[codec.name], blocks, _at(out_NB))
 
 
 def squares(loops: ctypes.CDLL, codec: Codec, parts: Parts) -> int:

@@ -12,7 +12,7 @@ import torch
 
 from peerformer.gradients import native
 from peerformer.gradients.aggregate import aggregate
-from peerformer.gradients.compress import encode, read
+from peerformer.gradients.compress import BlobError, decode, encode, read
 from peerformer.gradients.contribution import norms
 from peerformer.gradients.rules import Rule
 from peerformer.gradients.sketch import sketches
@@ -71,6 +71,47 @@ def test_bytes_and_what_is_left_over_are_the_same(codec, size, compiled, monkeyp
     plain = without(monkeypatch, lambda: blobs_of(codec, size, 3, seed=size))
     for one, other in zip(fast, plain, strict=True):
         assert one.blob == other.blob and torch.equal(one.residual_P, other.residual_P)
+
+
+@pytest.mark.parametrize("length", [0.4, 0.4999, 0.5001, 3.0])
+@pytest.mark.parametrize("codec", ["dense-int8", "dense-int4"])
+def test_a_residual_too_long_is_shortened_alike(codec, length, compiled, monkeypatch):
+    update, other = updates(20_000, 2, seed=5)
+    residual = other * (length * update.norm() / other.norm())
+
+    def made():
+        return encode(update, residual, codec=codec, feedback=1.0)
+
+    fast, plain = made(), without(monkeypatch, made)
+    assert fast.blob == plain.blob and torch.equal(fast.residual_P, plain.residual_P)
+    bounded = encode(update, residual * min(1, 0.5 / length), codec=codec, feedback=1.0)
+    near = (decode(fast.blob, 20_000, codec) - decode(bounded.blob, 20_000, codec)).abs().double()
+    assert near.mean() < 0.01 * decode(fast.blob, 20_000, codec).abs().double().mean()
+
+
+def told(blob, size, codec):
+    try:
+        return decode(blob, size, codec).tolist()
+    except BlobError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("codec", ["dense-int8", "dense-int4"])
+def test_bytes_are_decoded_or_refused_for_the_same_reason(codec, compiled, monkeypatch):
+    size, found = 1_000, set()
+    (made,) = blobs_of(codec, size, 1, seed=9)
+    rng = random.Random(9)
+    for _ in range(600):
+        blob = bytearray(made.blob)
+        if rng.random() < 0.1:
+            blob[4 : 4 + len(blob) // 4] = bytes(len(blob) // 4)  # a block with nothing loud
+        places = rng.choices((range(4), range(len(blob)), range(len(blob) - 12, len(blob))), k=2)
+        for place in map(rng.choice, places):
+            blob[place] = rng.choice((0, 7, 0x78, 0x80, 0x88, 255, rng.randrange(256)))
+        fast = told(blob, size, codec)
+        assert fast == without(monkeypatch, lambda data=blob: told(data, size, codec))
+        found.add(fast if isinstance(fast, str) else "decoded")
+    assert found == {"decoded", "exponent", "level", "canonical", "padding"}
 
 
 def test_encoding_refuses_what_is_not_finite(compiled):
