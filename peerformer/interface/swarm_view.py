@@ -1,7 +1,7 @@
 """What a person sees of a running swarm: a live table, or a line a round without a screen."""
 
 import sys
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -10,16 +10,20 @@ from rich.text import Text
 
 from peerformer.node.status import WITHOUT_QUORUM
 
-NUMERIC = ("round", "contributed", "accepted", "reputation", "utilisation")
+NUMERIC = ("round", "made", "accepted", "reputation", "busy")
 AWAY = ("down", "elsewhere")
 COLUMNS = ("peer", "role", *NUMERIC, "state")
 
 
 def table_of(overview: dict[str, Any]) -> Table:
-    """Return the table of a swarm's peers."""
+    """Return the table of a swarm's peers: 80 columns hold all but long words on their state.
+
+    `made`: contributions; `busy`: the share of the time that is spent in training steps.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in COLUMNS:
-        table.add_column(column, justify="right" if column in NUMERIC else "left", no_wrap=True)
+        justify: Literal["left", "right"] = "right" if column in NUMERIC else "left"
+        table.add_column(column, justify=justify, no_wrap=column != "state")
     for row in overview["peers"]:
         share = f"{100 * row['accepted'] // row['contributed']} %" if row["contributed"] else "–"
         state = row["state"] + (f"  ({row['adversary']})" if row["adversary"] else "")

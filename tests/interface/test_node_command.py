@@ -148,8 +148,7 @@ def _status_shows_it(folder: Path, name: str) -> None:
     command = [sys.executable, "-m", "peerformer", "status", "alice"]
     shown = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     assert "on disk" in shown.stdout and "MB" in shown.stdout, shown.stderr
-    first_word = name.partition("-")[0]  # all that a narrow table shows of it
-    assert first_word in shown.stdout and "elsewhere" not in shown.stdout, shown.stdout
+    assert name in shown.stdout and "elsewhere" not in shown.stdout, shown.stdout
 
 
 def _await_round(status: Path, number: int) -> None:
