@@ -204,3 +204,14 @@ def find_swarm(name: str | None, root: Path = Path("runs")) -> SwarmDirectory:
 def _last_used(path: Path) -> float:
     times = [p.stat().st_mtime for p in path.glob("peers/*/status.json")]
     return max(times, default=(path / "genesis.bin").stat().st_mtime)
+
+
+def bytes_under(directory: Path) -> int:
+    """Return how many bytes the files under a directory take."""
+    total = 0
+    for path in directory.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except OSError:
+            continue  # it went meanwhile
+    return total

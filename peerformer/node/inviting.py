@@ -8,8 +8,8 @@ from typing import Any
 
 from peerformer.errors import ConfigError, SwarmError
 from peerformer.node.directory import PeerDirectory, SwarmDirectory
+from peerformer.node.kept_tickets import TICKETS_MAX, keep_tickets
 from peerformer.node.keyring import load_key
-from peerformer.node.standing import TICKETS_MAX, keep_tickets
 from peerformer.node.stored import stored_headers
 from peerformer.protocol.checkpoint import Checkpoint
 from peerformer.protocol.codec import MalformedError, decode

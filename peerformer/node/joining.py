@@ -22,8 +22,9 @@ from peerformer.node.directory import PeerDirectory, SwarmDirectory, write_durab
 from peerformer.node.examining import CLOCK_SECONDS_MAX
 from peerformer.node.fetching import Fetcher
 from peerformer.node.founding import file_hash
+from peerformer.node.kept_tickets import keep_tickets
 from peerformer.node.keyring import KnownPeers
-from peerformer.node.standing import CLOCK_CURE, keep_tickets, refused_ticket
+from peerformer.node.standing import CLOCK_CURE, refused_ticket
 from peerformer.node.transport import Connection, ConnectionClosed, DialError, Transport
 from peerformer.node.versions import other_version, sent_away, software_of
 from peerformer.protocol.codec import MalformedError, encode

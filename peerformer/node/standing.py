@@ -7,56 +7,28 @@ others ever moves this one.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from peerformer import events
 from peerformer.errors import ConfigError
-from peerformer.node.directory import PeerDirectory, write_durably
+from peerformer.node.directory import PeerDirectory
 from peerformer.node.examining import CLOCK_SECONDS_MAX
+from peerformer.node.kept_tickets import kept_tickets, ticket_file
 from peerformer.node.node import Node
 from peerformer.node.versions import evicted, other_version, software_of
-from peerformer.protocol.codec import MalformedError, encode
+from peerformer.protocol.codec import encode
 from peerformer.protocol.genesis import ADMISSION_INVITE
 from peerformer.protocol.identity import name_of
 from peerformer.protocol.invitations import ANSWERS, NO_VOTER, WELCOME
 from peerformer.protocol.membership import tolerated_faults
 from peerformer.protocol.messages import Packet, pack
 from peerformer.protocol.newcomer_packets import BANNED, OTHER_VERSION, Farewell, Present, Presented
-from peerformer.protocol.ticket import Ticket, line_of, parse_ticket, span
+from peerformer.protocol.ticket import Ticket, span
 
 LOOK_SECONDS = 1.0
 SHOW_AGAIN_SECONDS = 5.0
-TICKETS_MAX = 8  # as many as an admission may take vouchers
 CLOCK_CURE = "set this machine's clock: timedatectl set-ntp true"
-
-
-def ticket_file(directory: PeerDirectory) -> Path:
-    """Return where a peer keeps its tickets until it is a member."""
-    return directory.path / "tickets"
-
-
-def keep_tickets(directory: PeerDirectory, tickets: Sequence[Ticket]) -> None:
-    """Keep tickets where a restarted peer finds them; whoever reads one could use it."""
-    lines = "".join(f"{line_of(ticket)}\n" for ticket in tickets)
-    write_durably(ticket_file(directory), lines.encode())
-    ticket_file(directory).chmod(0o600)
-
-
-def kept_tickets(directory: PeerDirectory) -> list[Ticket]:
-    """Return the tickets kept; what is no ticket is passed over."""
-    try:
-        lines = ticket_file(directory).read_text().split()
-    except (OSError, UnicodeDecodeError):
-        return []
-    found = []
-    for line in lines[:TICKETS_MAX]:
-        try:
-            found.append(parse_ticket(line))
-        except MalformedError:
-            continue
-    return found
 
 
 def refused_ticket(inviter: bytes, answer: int) -> ConfigError:

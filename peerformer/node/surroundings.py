@@ -16,6 +16,7 @@ import psutil
 
 from peerformer import events
 from peerformer.node.clocks import ClockWatch, Reading, read_clocks
+from peerformer.node.directory import bytes_under
 from peerformer.node.hours import Hours
 from peerformer.node.node import Node
 from peerformer.protocol.effects import Command
@@ -171,14 +172,3 @@ def machine_hosts() -> frozenset[str]:
         for entry in entries
         if entry.family in (socket.AF_INET, socket.AF_INET6)
     )
-
-
-def bytes_under(directory: Path) -> int:
-    """Return how many bytes the files under a directory take."""
-    total = 0
-    for path in directory.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:
-            continue  # it went meanwhile
-    return total

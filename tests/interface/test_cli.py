@@ -50,6 +50,20 @@ def test_neither_the_package_nor_its_help_imports_torch_or_any_command():
         assert name in done.stdout
 
 
+def test_what_is_typed_beside_a_running_swarm_answers_before_torch_is_loaded(tmp_path):
+    script = (
+        "import os, sys\n"
+        "from peerformer.interface.cli import main\n"
+        "os.chdir(sys.argv[1])\n"
+        "for words in (['status'], ['log'], ['peer', 'kill', 'x'], ['invite'], ['recover', 'x']):\n"
+        "    assert main(words) in (3, 4), words\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = run_python("-c", script, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("error: ") == 5
+
+
 def test_the_module_runs_as_the_command_does():
     done = run_python("-m", "peerformer", "--version")
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, __version__, "")

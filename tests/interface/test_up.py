@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from peerformer.interface.commands.up import lab_config
+from peerformer.node.directory import SwarmDirectory
 from peerformer.node.keyring import load_or_create_key
+from peerformer.node.overview import overview
 from peerformer.protocol.printout import from_text, to_text
 from peerformer.settings import resolve
 
@@ -50,15 +52,16 @@ def start(directory: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def until(directory: Path, process: Any, condition: Callable[[Any], bool]) -> dict[str, Any]:
-    """Look at `status --json` until a condition holds."""
+    """Look at what `status --json` shows until a condition holds."""
     deadline = time.monotonic() + SECONDS_MAX
+    swarm = SwarmDirectory(directory / "runs" / "mine")
     while True:
-        shown = say(directory, "status", "--json")
-        now = json.loads(shown.stdout) if shown.returncode == 0 else {"peers": [], "round": 0}
+        now = overview(swarm) if swarm.genesis_file.exists() else {"peers": [], "round": 0}
         if condition(now):
             return now
         log = (directory / "up.log").read_text()[-2_000:]
         assert process.poll() is None and time.monotonic() < deadline, (now, log)
+        time.sleep(0.05)
 
 
 def state(now: dict[str, Any], name: str) -> str:

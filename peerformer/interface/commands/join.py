@@ -23,9 +23,10 @@ from peerformer.node.authority import check_fits
 from peerformer.node.certificate import Group
 from peerformer.node.directory import PeerDirectory, SwarmDirectory
 from peerformer.node.joining import check_text, fetch_invited, port_is_free
+from peerformer.node.kept_tickets import TICKETS_MAX
 from peerformer.node.logs import log_to
 from peerformer.node.process import run_loop
-from peerformer.node.standing import CLOCK_CURE, TICKETS_MAX
+from peerformer.node.standing import CLOCK_CURE
 from peerformer.node.worker import leave_operators_to_the_bench
 from peerformer.protocol.codec import MalformedError
 from peerformer.protocol.identity import name_of

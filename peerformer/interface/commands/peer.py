@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from peerformer.node.directory import find_swarm
-from peerformer.node.supervisor import request
+from peerformer.node.orders import request
 
 Run = Annotated[
     str | None, Parameter(name="--run", help="Which swarm; without it, the one used last.")

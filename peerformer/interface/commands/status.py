@@ -7,9 +7,8 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from peerformer.interface.swarm_view import advice, by_source, headline, table_of
-from peerformer.node.directory import find_swarm
+from peerformer.node.directory import bytes_under, find_swarm
 from peerformer.node.overview import overview
-from peerformer.node.surroundings import bytes_under
 
 
 def status(
