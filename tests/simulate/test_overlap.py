@@ -132,7 +132,7 @@ def test_crashes_between_any_two_effects_leave_one_message_a_slot(seed: int) -> 
 
 @pytest.mark.parametrize("kind", WORLDS)
 def test_worlds_that_train_ahead_hold_all_invariants(kind: str) -> None:
-    for seed in range(100, 105):
+    for seed in range(100, 103):
         outcome = Troubled(seed, Plan(kind, staleness=1, trouble_seconds=25.0)).run()
         assert outcome.violation is None, outcome.violation
 
