@@ -25,8 +25,9 @@ endif
 demo: $(VENV)/run.stamp
 	$(BIN)/peerformer demo
 
+# Three at a time also on two cores: many tests wait for processes of their own.
 test: $(VENV)/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3
 
 # Of the protocol, by its own tests and those of the simulator; the other tests only add to it.
 coverage: $(VENV)/dev.stamp
