@@ -39,6 +39,7 @@ from peerformer.peer import Peer
 from peerformer.protocol.backoff import Backoff
 from peerformer.protocol.effects import Command, Report
 from peerformer.protocol.identity import name_of
+from peerformer.protocol.membership import quorum
 from peerformer.protocol.printout import to_text
 from peerformer.train.privacy import epsilon
 
@@ -309,7 +310,17 @@ class Running:
             return
         self.leaving = True
         self.node.post(Command("leave"))
-        self.node.loop.call_later(LEAVE_SECONDS_MAX, self.node.stop, "left without an answer")
+        self.node.loop.call_later(LEAVE_SECONDS_MAX, self._go_undecided)
+
+    def _go_undecided(self) -> None:
+        """Stop before a round has decided that this peer leaves: rounds may take hours."""
+        machine = self.peer.machine
+        voters = set(machine.chain.members.voters)
+        others = voters & machine.neighbourhood.greeted - {machine.me}
+        if machine.me not in voters or len(others) >= quorum(len(voters)):
+            self.node.stop("asked to be let go, and the others decide it in a round to come")
+        else:
+            self.node.stop("still a member: without its vote the others are too few to decide")
 
     def save_checkpoint(self) -> Path:
         """Save the agreed model as a loadable checkpoint; on the worker's thread."""

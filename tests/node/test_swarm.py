@@ -261,6 +261,22 @@ def test_each_source_of_the_held_out_text_is_measured_by_itself(
 
 
 @pytest.mark.timeout(200)
+def test_who_leaves_too_few_behind_says_that_they_need_its_vote(supervisor: Supervisor) -> None:
+    supervisor.found(small(2), lambda _: None)
+    gone, leaving = start(supervisor)
+    at_round(supervisor, 1, [gone, leaving])
+    supervisor.kill(gone)
+    supervisor.order(leaving, "leave")
+    supervisor.children[leaving].process.join(60)
+    (told,) = (
+        event
+        for event in read_journal(supervisor.swarm.peer(leaving).journal)
+        if isinstance(event, events.NodeStopped)
+    )
+    assert "still a member" in told.reason and "too few to decide" in told.reason
+
+
+@pytest.mark.timeout(200)
 def test_a_guest_contributes_without_a_vote(supervisor: Supervisor) -> None:
     supervisor.found(small(4), lambda _: None)
     names = start(supervisor)
