@@ -17,7 +17,7 @@ def _of_a_round(event: events.Event) -> str | None:
             )
         case events.ContributionRefused():
             words = f"round {event.round}: {event.name} refused: {event.reason}"
-            return f"{words} {event.evidence}".rstrip()
+            return f"{words} ({event.evidence})" if event.evidence else words
         case events.ViewChanged():
             return (
                 f"round {event.round}: no decision under {event.leader}, view {event.view} begins"

@@ -90,7 +90,7 @@ def _scores(collection: Collection, peer: bytes) -> str:
         return ""
     harmed = sum(score < 0 for score in scores)
     worst = -sorted(scores)[len(scores) // 2] / 1_000
-    return f"{harmed} of {len(scores)} scorers saw the loss rise (median {worst:+.1f} milli-nats)"
+    return f"{harmed} of {len(scores)}, median {worst:+.1f} milli-nats"
 
 
 def _audits(members: Members, peer: bytes, number: int) -> str:
