@@ -18,7 +18,6 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Awaitable
 from datetime import datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,6 +35,8 @@ from peerformer.node.assemble import StateServer
 from peerformer.node.blobs import BlobStore
 from peerformer.node.fetching import Fetcher
 from peerformer.node.process import run_loop
+from peerformer.node.room import Room
+from peerformer.node.syncing import KeptChunks
 from peerformer.node.transport import Transport
 from peerformer.protocol.effects import FetchState
 from peerformer.protocol.identity import KeyPair
@@ -170,16 +171,6 @@ def serve(
     run_loop(story())
 
 
-def asked(fetcher: Any, work: FetchState) -> Awaitable[bytes | None]:
-    """Order a state; chunks are kept in memory only, as where a fetch is never cut short."""
-    try:
-        from peerformer.node.room import Room
-        from peerformer.node.syncing import KeptChunks
-    except ImportError:
-        return fetcher.state(work)
-    return fetcher.state(work, KeptChunks(None, Room()), lambda _: None)
-
-
 async def fetch(
     addresses: dict[bytes, str], root: bytes, size: int, directory: Path
 ) -> tuple[float, float, int]:
@@ -190,7 +181,8 @@ async def fetch(
         transport, store, bytes(32), lambda peer: (addresses[peer],), lambda *lie: lies.append(lie)
     )
     began = time.monotonic()
-    data = await asked(fetcher, FetchState(1, root, size, tuple(addresses)))
+    work, in_memory = FetchState(1, root, size, tuple(addresses)), KeptChunks(None, Room())
+    data = await fetcher.state(work, in_memory, lambda _: None)
     fetched = time.monotonic()
     assert data is not None, "no source gave the state"
     installed = ServedState.of(1, AgreedState.from_bytes(data, parameters_of(size)))
