@@ -13,10 +13,12 @@ An address of a record is one of four things: `HOST:PORT`, where the peer is dia
 `relay:HOST:PORT`, by which a peer says that it relays for others there.
 """
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 RELAY, IROH = "relay:", "iroh:"
 PEER_DIGITS = 64
+KEPT_MAX = 4_096  # short ones: the same few are asked about again and again
 LOCAL_SUFFIXES = ("local", "localhost", "internal", "lan", "home.arpa")
 
 
@@ -67,6 +69,7 @@ def leads_to(address: str, peer: bytes) -> bool:
     return not address.startswith((RELAY, IROH)) or (through is not None and through[1] == peer)
 
 
+@lru_cache(maxsize=KEPT_MAX)
 def _split(address: str) -> tuple[str, IPv4Address | IPv6Address | None]:
     """Return the host of "host:port" or "[v6]:port", and its number if it is one."""
     place = address.removeprefix(RELAY).removeprefix(IROH).removeprefix("https://")
@@ -81,6 +84,7 @@ def _split(address: str) -> tuple[str, IPv4Address | IPv6Address | None]:
     return host, mapped or number
 
 
+@lru_cache(maxsize=KEPT_MAX)
 def is_local(address: str) -> bool:
     """Whether an address means something on one machine or in one home network only."""
     host, number = _split(address)

@@ -16,6 +16,7 @@ HASH_SIZE_BYTES = 32
 KEY_SIZE_BYTES = 32
 SIGNATURE_SIZE_BYTES = 64
 HASH_CHAIN_LENGTH = 1 << 16  # proposals a peer can make before it must register anew
+KEYS_KEPT_MAX = 1_024
 VERIFIED_KEPT_MAX = 16_384  # a vote comes alone and again in certificates: check it once
 
 ADJECTIVES = (
@@ -84,10 +85,15 @@ class KeyPair:
 def verify(peer_id: bytes, message: bytes, signature: bytes) -> bool:
     """Tell whether `signature` is the one of `message` under the key `peer_id`; never raises."""
     try:
-        Ed25519PublicKey.from_public_bytes(peer_id).verify(signature, message)
+        _public_key(peer_id).verify(signature, message)
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+@lru_cache(maxsize=KEYS_KEPT_MAX)
+def _public_key(peer_id: bytes) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(peer_id)
 
 
 def name_of(peer_id: bytes) -> str:

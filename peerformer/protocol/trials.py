@@ -78,7 +78,7 @@ class Trials:
     def against(self, envelope: Envelope) -> list[FalseHolding]:
         """Return what convicts the sender of an attestation: OKs for what I could not decode."""
         statement = envelope.statement
-        if not isinstance(statement, Attestation):
+        if not isinstance(statement, Attestation) or False not in self.verdicts.values():
             return []
         found = []
         for said in statement.judgements:

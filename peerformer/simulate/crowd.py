@@ -7,7 +7,7 @@ Links are made as the circles ask for them: finding addresses is left out. No cl
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from peerformer.protocol.committee import fingers
@@ -15,8 +15,6 @@ from peerformer.protocol.effects import Event
 from peerformer.protocol.genesis import ADMISSION_CLOSED, Limits
 from peerformer.protocol.identity import verify
 from peerformer.protocol.machine import Machine
-from peerformer.protocol.membership import Members, next_members
-from peerformer.protocol.messages import Header
 from peerformer.simulate.host import Host
 from peerformer.simulate.works import FETCH_SECONDS
 from peerformer.simulate.world import World
@@ -25,24 +23,6 @@ HASH_CHAIN_LENGTH = 64
 TRAIN_SECONDS = 2.0
 CAUGHT_UP = 0.99  # a round counts as final when so many hold it
 LIMIT_SECONDS_A_ROUND = 120.0
-MEMORY_ROUNDS = 4
-
-
-@dataclass(slots=True)
-class Lineage:
-    """`next_members` with a memory of the last few rounds: the same for every host."""
-
-    known: dict[tuple[int, bytes], tuple[Members, Members]] = field(default_factory=dict)
-
-    def __call__(self, members: Members, header: Header, limits: Limits) -> Members:
-        """Return the members of the round after a header."""
-        key = id(members), header.digest
-        found = self.known.get(key)
-        if found is None or found[0] is not members:
-            while len(self.known) >= 8 * MEMORY_ROUNDS:
-                del self.known[next(iter(self.known))]
-            found = self.known[key] = members, next_members(members, header, limits)
-        return found[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +64,6 @@ class Crowd:
             seed, peers, limits=limits, links=_ring, hash_chain_length=HASH_CHAIN_LENGTH
         )
         world = self.world
-        world.succeed = Lineage()
         blob_seconds = blob_size_bytes / upload_bytes_per_second
         world.works.fetch_seconds = lambda *_: (
             world.network.travel_seconds() + FETCH_SECONDS + blob_seconds

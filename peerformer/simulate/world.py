@@ -39,12 +39,12 @@ from peerformer.protocol.effects import (
 from peerformer.protocol.genesis import ADMISSION_OPEN, Founder, Genesis, Limits
 from peerformer.protocol.identity import KeyPair, hash_of
 from peerformer.protocol.machine import Machine
-from peerformer.protocol.membership import next_members
 from peerformer.protocol.merkle import state_root
 from peerformer.protocol.messages import Packet, pack, unpack
 from peerformer.simulate.disk import DiskFullError
 from peerformer.simulate.host import HASH_CHAIN_LENGTH, TWIN, Host, Replicas
 from peerformer.simulate.invariants import Invariants, Violation
+from peerformer.simulate.lineage import Lineage
 from peerformer.simulate.network import Network
 from peerformer.simulate.toy import ToyReplicas
 from peerformer.simulate.works import Works
@@ -82,7 +82,7 @@ class World:
         self.network = Network(self.random)
         self.now = 1_000_000_000.0
         self.limits, self._links = limits, links
-        self.succeed: Succeed = next_members
+        self.succeed: Succeed = Lineage()
         self.replicas: Replicas = replicas or ToyReplicas()
         self.hash_chain_length = hash_chain_length
         keys = [self._key(index) for index in range(peers + spares)]
@@ -267,7 +267,7 @@ class World:
             if host.life == life:
                 self.event(host, event)
 
-        self.at(seconds, deliver)
+        heapq.heappush(self._queue, (self.now + seconds, next(self._serial), deliver))
 
     def run(self, *, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
         """Run for so much virtual time, or until a condition holds; tells whether it did."""
