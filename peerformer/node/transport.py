@@ -132,9 +132,9 @@ class Transport:
         task.add_done_callback(self._tasks.discard)
 
     async def _accept(self, listener: socket.socket) -> None:
-        """Accept for ever; a connection too many is dropped before TLS takes memory for it."""
+        """Accept until it closes; a connection too many is dropped before it costs any TLS."""
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._closing:
             try:
                 tcp, address = await loop.sock_accept(listener)
             except OSError:  # out of descriptors, or it was gone already

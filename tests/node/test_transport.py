@@ -1,6 +1,7 @@
 """Connections over real sockets: who is let in, what is carried, and what ends it."""
 
 import asyncio
+import gc
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -131,6 +132,21 @@ def test_two_may_close_a_connection_at_once_though_the_other_end_does_not_answer
             _, accepted = await both.connect()
             closing = (accepted.close("one"), accepted.close("another"))
             assert await asyncio.gather(*closing, return_exceptions=True) == [None, None]
+
+    run(story())
+
+
+def test_whoever_calls_while_it_closes_leaves_no_exception_behind(run) -> None:
+    async def story() -> None:
+        for turns in range(8):
+            async with pair() as both:
+                await both.connect()  # to say goodbye to it takes a while
+                host, _, port = both.address.rpartition(":")
+                with socket.create_connection((host, int(port))):
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    await both.server.close()
+        gc.collect()  # what nobody retrieved is told of now
 
     run(story())
 
