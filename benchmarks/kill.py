@@ -167,13 +167,14 @@ def gaps(disturbed: dict[int, float], calm: dict[int, float]) -> dict[str, float
         return sum(near) / len(near)
 
     common = [n for n in sorted(disturbed.keys() & calm.keys()) if n >= FIRST_COMPARED]
-    found = [abs(smooth(disturbed, n) / smooth(calm, n) - 1) for n in common]
+    found = [smooth(disturbed, n) / smooth(calm, n) - 1 for n in common]
     if not found:
         return {"rounds_compared": 0, "loss_gap_mean": 1.0, "loss_gap_max": 1.0}
     return {
         "rounds_compared": len(found),
-        "loss_gap_mean": round(sum(found) / len(found), 5),
-        "loss_gap_max": round(max(found), 5),
+        "loss_gap_mean": round(sum(map(abs, found)) / len(found), 5),
+        "loss_gap_max": round(max(map(abs, found)), 5),
+        "loss_worse_mean": round(sum(found) / len(found), 5),
         "bits_per_byte": round(disturbed[common[-1]], 4),
         "bits_per_byte_undisturbed": round(calm[common[-1]], 4),
     }

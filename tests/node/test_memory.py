@@ -32,7 +32,34 @@ asyncio.run(story())
 """
 
 
+IN_USE = """
+import asyncio, psutil
+from peerformer.node.memory import give_back_memory
+
+def resident():
+    return psutil.Process().memory_info().rss
+
+async def story():
+    giving = asyncio.ensure_future(give_back_memory(0.02, 0.1))
+    await asyncio.sleep(0)
+    pieces = [bytes(8_000) for _ in range(8_000)]
+    pins = [bytearray(600) for _ in range(8_000)]
+    await asyncio.sleep(0.3)  # it is asked while all this is in use
+    grown = resident()
+    kept = pieces[::64]
+    del pieces
+    async with asyncio.timeout(20):
+        while resident() > grown - (32 << 20):
+            await asyncio.sleep(0.01)
+    assert not giving.done() and kept and pins
+    giving.cancel()
+
+asyncio.run(story())
+"""
+
+
+@pytest.mark.parametrize("program", [PROGRAM, IN_USE], ids=["grown", "in use when it was asked"])
 @pytest.mark.skipif(found_trim() is None, reason="needs glibc")
-def test_what_strangers_made_a_process_take_it_gives_back() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, check=False)
+def test_what_strangers_made_a_process_take_it_gives_back(program: str) -> None:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
