@@ -316,7 +316,7 @@ class Group:
             dist.destroy_process_group()
         store = self.meeting.store
         if self.meeting.serves:  # the others are done with the store once they have said so
-            wait = timedelta(seconds=10)
+            wait = timedelta(seconds=30)
             if self.size > 1:
                 store.wait([f"closed/{rank}" for rank in range(1, self.size)], wait)
         else:
