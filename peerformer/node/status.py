@@ -46,7 +46,9 @@ def phase_of(machine: Machine) -> str:
         return "stopped: fork"
     if machine.me in machine.chain.members.banned:
         return "evicted"
-    if not machine.sync.ready:
+    voters = set(machine.chain.members.voters)
+    greeted = machine.neighbourhood.greeted
+    if not machine.sync.ready and (greeted or machine.me not in voters):
         return "fetching state"
     if me is None:
         return "joining"
@@ -54,8 +56,7 @@ def phase_of(machine: Machine) -> str:
         return "suspended"
     if machine.paused:
         return "paused"
-    voters = set(machine.chain.members.voters)
-    if len(voters & {machine.me, *machine.neighbourhood.greeted}) < quorum(len(voters)):
+    if len(voters & {machine.me, *greeted}) < quorum(len(voters)):
         return WITHOUT_QUORUM
     if me.quarantined_until > current.number:
         return f"quarantined to round {me.quarantined_until - 1}"

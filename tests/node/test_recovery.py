@@ -302,6 +302,7 @@ SMALL = {
     "training.batch_size": 4,
     "training.warmup_steps": 4,
     "swarm.inner_steps": 4,
+    "swarm.idle_rounds_max": 0,  # a few seconds are thirty rounds here
     "swarm.peers": 4,
 }
 
@@ -344,7 +345,7 @@ def until(supervisor: Supervisor, name: str, holds: Callable[[dict[str, Any]], b
         row = next(row for row in now["peers"] if row["name"] == name)
         if holds(row):
             return
-        assert time.monotonic() < deadline, now
+        assert time.monotonic() < deadline, row
         time.sleep(0.1)
 
 

@@ -42,6 +42,7 @@ SMALL = {
     "training.sequence_length": 32,
     "training.batch_size": 4,
     "swarm.inner_steps": 4,
+    "swarm.idle_rounds_max": 0,  # a few seconds are thirty rounds here
 }
 
 

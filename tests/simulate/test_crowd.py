@@ -22,6 +22,7 @@ def test_a_committee_decides_for_a_swarm_too_large_for_all_to_vote() -> None:
     assert max(states) >= 4 and min(states) >= 3  # those that do not vote compute the state too
 
 
+@pytest.mark.deep
 def test_a_peer_of_a_large_swarm_has_few_links_and_sends_little_more_when_it_doubles() -> None:
     small = Crowd(4, 80, committee_size=16, blob_size_bytes=1_000).run(2)
     large = Crowd(4, 160, committee_size=16, blob_size_bytes=1_000).run(2)

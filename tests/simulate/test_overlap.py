@@ -132,9 +132,8 @@ def test_crashes_between_any_two_effects_leave_one_message_a_slot(seed: int) -> 
 
 @pytest.mark.parametrize("kind", WORLDS)
 def test_worlds_that_train_ahead_hold_all_invariants(kind: str) -> None:
-    for seed in range(100, 103):
-        outcome = Troubled(seed, Plan(kind, staleness=1, trouble_seconds=25.0)).run()
-        assert outcome.violation is None, outcome.violation
+    outcome = Troubled(100, Plan(kind, staleness=1, trouble_seconds=25.0)).run()
+    assert outcome.violation is None, outcome.violation
 
 
 def test_a_quarter_of_the_worlds_train_ahead_and_which_is_the_seeds_affair() -> None:

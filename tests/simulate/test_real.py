@@ -22,6 +22,8 @@ from peerformer.simulate.world import World
 from peerformer.train import poison
 
 FLIPS = (("sign-flip",), ("sign-flip",))
+# One that hides among the honest, one that poisons its text, one that saves work; the rest is deep.
+OFTEN_TRIED = ("alie", "label-flip", "half-steps")
 
 
 def learned(outcome: Outcome) -> float:
@@ -33,7 +35,7 @@ def learned(outcome: Outcome) -> float:
     return bits[0] - bits[-1]
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("staleness", [pytest.param(0, marks=pytest.mark.deep), 1])
 def test_a_real_world_learns_and_the_same_seed_learns_the_same(staleness: int) -> None:
     plan = Plan("calm", (), 4, rounds=1, replica="real", staleness=staleness)
     first, again = Troubled(1, plan).run(), Troubled(1, plan).run()
@@ -151,7 +153,13 @@ def test_a_sign_flipper_among_toys_is_refused_as_harmful() -> None:
     assert {(entry.peer, entry.reason) for entry in refused} == {(liar, HARMFUL)}
 
 
-@pytest.mark.parametrize("name", sorted(POISONS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in OFTEN_TRIED else pytest.mark.deep)
+        for name in sorted(POISONS)
+    ],
+)
 def test_every_attack_on_learning_runs_in_a_real_world(name: str) -> None:
     plan = Plan("calm", ((name,),), 4, rounds=2, replica="real", staleness=0)
     troubled = Troubled(5, plan)
