@@ -229,22 +229,27 @@ def _read_bool(data: bytes, start: int) -> tuple[bool, int]:
 def _record(kind: Any) -> tuple[Writer, Reader]:
     hints = get_type_hints(kind, include_extras=True)
     runs = groupby(fields(kind), key=lambda field: bool(_struct_format(hints[field.name])))
-    coders: list[tuple[Writer, Reader]] = []
+    writers: list[tuple[Callable[[object], Any], Writer]] = []
+    readers: list[Reader] = []
     for is_fixed, run in runs:
         names = [field.name for field in run]
         if is_fixed and len(names) > 1:
-            coders.append(_fixed_fields(names, [hints[name] for name in names]))
+            write_fields, read_fields = _fixed_fields(names, [hints[name] for name in names])
+            writers.append((attrgetter(*names), write_fields))
+            readers.append(read_fields)
         else:
-            coders += [_lone_field(name, *_coder(hints[name])) for name in names]
+            coders = [_coder(hints[name]) for name in names]
+            writers += zip(map(attrgetter, names), (write for write, _ in coders), strict=True)
+            readers += [_as_tuple(read) for _, read in coders]
 
     def write(value: object, out: bytearray) -> None:
-        for write_fields, _ in coders:
-            write_fields(value, out)
+        for part_of, write_part in writers:
+            write_part(part_of(value), out)
 
     def read(data: bytes, start: int) -> tuple[Any, int]:
         values: list[Any] = []
         position = start
-        for _, read_fields in coders:
+        for read_fields in readers:
             some, position = read_fields(data, position)
             values += some
         return kind(*values), position
@@ -268,10 +273,8 @@ def _fixed_fields(names: list[str], hints: list[Any]) -> tuple[Writer, Reader]:
     layout = Struct("<" + "".join(map(_struct_format, hints)))
     layouts = enumerate(get_args(hint)[1] for hint in hints)
     lengths = [(i, one.length) for i, one in layouts if isinstance(one, Exactly)]
-    values_of = attrgetter(*names)
 
-    def write(value: object, out: bytearray) -> None:
-        values = values_of(value)
+    def write(values: tuple[Any, ...], out: bytearray) -> None:
         for i, length in lengths:  # struct would cut or fill them
             assert len(values[i]) == length, (names[i], length)
         try:
@@ -288,12 +291,9 @@ def _fixed_fields(names: list[str], hints: list[Any]) -> tuple[Writer, Reader]:
     return write, read
 
 
-def _lone_field(name: str, write_value: Writer, read_value: Reader) -> tuple[Writer, Reader]:
-    def write(value: object, out: bytearray) -> None:
-        write_value(getattr(value, name), out)
-
+def _as_tuple(read_value: Reader) -> Reader:
     def read(data: bytes, start: int) -> tuple[Any, int]:
         value, end = read_value(data, start)
         return (value,), end
 
-    return write, read
+    return read

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from peerformer import events
 from peerformer.protocol.attestations import Attestation, Finding, Judgement
+from peerformer.protocol.chain import Chain
 from peerformer.protocol.committee import is_assigned, shard_of
 from peerformer.protocol.effects import Check, Checked, FetchBlob, Reveal, Trained
 from peerformer.protocol.identity import hash_of, name_of
@@ -22,6 +23,31 @@ from peerformer.protocol.messages import (
 )
 from peerformer.protocol.outbox import Outbox
 from peerformer.protocol.timing import Timing
+
+
+@dataclass(slots=True)
+class Company:
+    """The others of a swarm, and when each of them was last heard of."""
+
+    chain: Chain
+    outbox: Outbox
+    last_contributed: dict[bytes, int] = field(default_factory=dict)  # peer -> round
+
+    def alive(self) -> set[bytes]:
+        """Return the contributors that I hold alive: connected, and heard of lately.
+
+        Where messages go around a circle, most of them are not connected: all count as alive.
+        """
+        members, here = self.chain.members, {self.outbox.keys.peer_id}
+        if members.committee:
+            return set(members.contributors)
+        for peer in members.contributors:
+            member = members.get(peer)
+            if member is not None and peer in self.outbox.connected:
+                heard = max(self.last_contributed.get(peer, 0), member.joined)
+                if heard >= self.chain.tip - 1:
+                    here.add(peer)
+        return here & set(members.contributors)
 
 
 @dataclass(slots=True)

@@ -124,10 +124,11 @@ class Consensus:
         if not self.view - VIEWS_KEPT <= vote.view <= self.view + VIEWS_KEPT:
             return []
         commits = isinstance(vote, Commit)
-        others = (k for k in self._votes if k[:2] == (commits, vote.view) and k[2] != vote.digest)
-        if any(sender in self._votes[key] for key in others):
-            return []  # two votes for one slot: evidence elsewhere, nothing here
-        votes = self._votes.setdefault((commits, vote.view, vote.digest), {})
+        place = (commits, vote.view, vote.digest)
+        for other, counted in self._votes.items():
+            if sender in counted and other[:2] == place[:2] and other != place:
+                return []  # two votes for one slot: evidence elsewhere, nothing here
+        votes = self._votes.setdefault(place, {})
         votes[sender] = signature
         if len(votes) < quorum(len(self.voters)):
             return []

@@ -11,6 +11,7 @@ the neighbourhood's business.
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from peerformer.protocol.addresses import (
     group_of,
@@ -37,6 +38,8 @@ BOOK_SIZE_MAX = NEW_BUCKETS * NEW_BUCKET_SIZE + TRIED_BUCKETS * TRIED_BUCKET_SIZ
 NEW_MISSES_MAX = 4  # dials without an answer before a record that nobody vouches for is dropped
 TRIED_MISSES_MAX, TRIED_PATIENCE_SECONDS = 10, 7 * 24 * 3_600  # both: it slept through no weekend
 TRIED_KEPT_SECONDS = 30 * 24 * 3_600  # since it was last reached
+
+RECORDS_READ_MAX = 4_096  # whose addresses are remembered as read
 
 MEMBER, NEW, TRIED = "member", "new", "tried"
 
@@ -74,7 +77,7 @@ class Entry:
     @property
     def addresses(self) -> tuple[str, ...]:
         """Where to dial: without what is unreadable, or local and told from afar by a stranger."""
-        return tuple(text for text in self._told if leads_to(text, self.envelope.sender))
+        return _leading_to(self.envelope.sender, self._told)
 
     @property
     def relays(self) -> tuple[str, ...]:
@@ -83,9 +86,7 @@ class Entry:
 
     @property
     def _told(self) -> tuple[str, ...]:
-        texts = (a.decode() for a in self.record.addresses if a.isascii())
-        trusted = self.near or self.table == MEMBER
-        return tuple(text for text in texts if trusted or not is_local(text))
+        return _readable(self.record.addresses, self.near or self.table == MEMBER)
 
     @property
     def place(self) -> str:
@@ -96,6 +97,17 @@ class Entry:
     def groups(self) -> set[str]:
         """All groups that dialling it may lead to."""
         return {group_of(address) for address in (*self.addresses, self.answered) if address}
+
+
+@lru_cache(maxsize=RECORDS_READ_MAX)
+def _readable(addresses: tuple[bytes, ...], trusted: bool) -> tuple[str, ...]:
+    texts = (address.decode() for address in addresses if address.isascii())
+    return tuple(text for text in texts if trusted or not is_local(text))
+
+
+@lru_cache(maxsize=RECORDS_READ_MAX)
+def _leading_to(peer: bytes, addresses: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(text for text in addresses if leads_to(text, peer))
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from peerformer.protocol.ballot import Ballot
 from peerformer.protocol.chain import Chain, Succeed
 from peerformer.protocol.checkpoint import header_key
 from peerformer.protocol.codec import encode
-from peerformer.protocol.collection import Collection
+from peerformer.protocol.collection import Collection, Company
 from peerformer.protocol.committee import fingers
 from peerformer.protocol.conduct import ROUNDS_SERVED, Exhibit, Ledger
 from peerformer.protocol.consensus import Consensus
@@ -79,6 +79,7 @@ class Machine:
     genesis: Genesis
     chain: Chain
     outbox: Outbox
+    company: Company
     hash_chain: HashChain
     timing: Timing
     ledger: Ledger
@@ -89,7 +90,6 @@ class Machine:
     trials: Trials
     neighbourhood: Neighbourhood
     rates: Rates
-    last_contributed: dict[bytes, int]
     later: dict[bytes, list[Packet]]  # packets of the next round, by sender
     faults: dict[bytes, int]  # malformed or false input, by the connection it came on
     decided_at: float
@@ -140,6 +140,7 @@ class Machine:
         self._records = dict(records or {})
         self.chain = stored_chain(genesis, succeed, self._records, state_round)
         self.outbox = Outbox(self.keys, self.chain.chain_id)
+        self.company = Company(self.chain, self.outbox)
         self.hash_chain = hash_chain or HashChain.from_seed(seed)
         limits = genesis.limits
         self.timing = Timing(limits.train_milliseconds_max / 1_000, limits.staleness > 0)
@@ -151,7 +152,6 @@ class Machine:
         self.trials = self.requests.trials
         self.neighbourhood = Neighbourhood(self.chain, self.outbox, seed, addresses)
         self.rates = Rates()
-        self.last_contributed = {}
         self.later = {}
         self.faults = {}
         self.decided_at = now
@@ -175,22 +175,6 @@ class Machine:
     def is_member(self) -> bool:
         """Whether I belong to the current round."""
         return self.chain.members.get(self.me) is not None
-
-    def alive(self) -> set[bytes]:
-        """Return the contributors that I hold alive: connected, and heard of lately.
-
-        Where messages go around a circle, most of them are not connected: all count as alive.
-        """
-        number, members, here = self.chain.tip + 1, self.chain.members, {self.me}
-        if members.committee:
-            return set(members.contributors)
-        for peer in members.contributors:
-            member = members.get(peer)
-            if member is not None and peer in self.outbox.connected:
-                heard = max(self.last_contributed.get(peer, 0), member.joined)
-                if heard >= number - 2:
-                    here.add(peer)
-        return here & set(members.contributors)
 
     # --- events --------------------------------------------------------------------------------
 
@@ -228,8 +212,9 @@ class Machine:
                 self._on_command(name, now)
         self._settle(now)
         effects = self.outbox.take()
-        if any(isinstance(effect, Persist) and not is_of_book(effect) for effect in effects):
-            self.progress_at = now
+        for effect in effects:
+            if isinstance(effect, Persist) and not is_of_book(effect):
+                self.progress_at = now
         return effects
 
     def _on_command(self, name: str, now: float) -> None:
@@ -344,7 +329,7 @@ class Machine:
         if len(current.attestations) < quorum(len(voters)):
             return
         many = bool(self.chain.members.committee)
-        awaited = set(self.chain.leaders()) if many else self.alive() & set(voters)
+        awaited = set(self.chain.leaders()) if many else self.company.alive() & set(voters)
         self.ballot.on_attestations(set(current.attestations), awaited)
 
     def _repeat_if_stuck(self, now: float) -> None:
@@ -374,7 +359,7 @@ class Machine:
             blob_size_max=self.genesis.blob_size_max,
             record_size_max=self.genesis.record_size_max,
             scored_by=limits.scored_by_all_max,
-            alive=self.alive,
+            alive=self.company.alive,
             findings=self.auditing.findings,
             on_gain=self.auditing.on_gain,
             began=self.now,
@@ -463,12 +448,12 @@ class Machine:
             (*stale, *self.ballot.records_made(), *gone),
         )
         for accepted in item.header.contributions:
-            self.last_contributed[accepted.peer] = number
+            self.company.last_contributed[accepted.peer] = number
         for refused in item.header.refused:
-            self.last_contributed[refused.peer] = number
+            self.company.last_contributed[refused.peer] = number
         for operation in item.header.operations:
             if isinstance(operation, Return):
-                self.last_contributed[operation.rejoin.sender] = number  # it is waited for
+                self.company.last_contributed[operation.rejoin.sender] = number  # it is waited for
         decided.attested = True  # too late to attest it, whatever still arrives
         self.sync.last, self.sync.computed = decided, self.ballot.headers.applied
         self.timing.note_round(self.now - decided.began)

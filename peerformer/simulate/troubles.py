@@ -26,7 +26,8 @@ from peerformer.simulate.schedules import Schedules
 from peerformer.simulate.toy import ToyReplicas
 from peerformer.simulate.world import LIMITS, World
 
-SIZES = (4, 4, 4, 5, 5, 6, 7, 7, 8, 9, 10, 11, 12, 13)  # small worlds break soonest
+SIZES = range(4, 14)
+SHARES = [size**-2 for size in SIZES]  # messages grow with the square: each size as much time
 TRAIN_SECONDS = (0.3, 1.0, 2.5)  # of the fastest host: short rounds are many rounds
 AMBUSHES_MAX = 3
 LATE_SECONDS = 1.0  # of liars that want to know first: less than others wait
@@ -37,6 +38,7 @@ COMMITTEE_ROUNDS = 5  # then another is drawn
 DRAWN = 0.2  # share of the worlds in which not all voters vote
 STALE = 0.25  # share of the worlds in which peers train ahead of the vote
 SIZES_ABOUT_LOCKS = (4, 4, 4, 5, 7)
+PROPOSALS_MAX = 500  # of one peer: more than a world lasts
 WATCH_SECONDS = 5.0
 SETTLE_SECONDS = 15.0  # reconnecting and noticing that the trouble is over
 PATIENCE_SECONDS = 600.0
@@ -83,8 +85,7 @@ class Troubled:
         self.random = Random(f"trouble {seed}")
         # Some worlds are all about locks: few peers, a liar that leads over them, votes cut short.
         self.about_locks = plan.kind == "mixed" and self.random.random() < ABOUT_LOCKS
-        sizes = SIZES_ABOUT_LOCKS if self.about_locks else SIZES
-        self.size = plan.peers or self.random.choice(sizes)
+        self.size = plan.peers or self._size()
         self.counts: Counter[str] = Counter()
         committee = self._committee()
         self.faults = tolerated_faults(min(self.size, committee))  # of any committee drawn
@@ -108,6 +109,7 @@ class Troubled:
             spares=spares,
             limits=limits,
             replicas=replicas or replicas_of(plan, seed, limits),
+            hash_chain_length=PROPOSALS_MAX,
         )
         self.founders = list(range(self.size))
         self.spares = list(range(self.size, self.size + spares))
@@ -123,6 +125,11 @@ class Troubled:
         self.torn_left = self.faults - len(liars)
         self.healed = False
         self._schedule()
+
+    def _size(self) -> int:
+        if self.about_locks:
+            return self.random.choice(SIZES_ABOUT_LOCKS)
+        return self.random.choices(SIZES, SHARES)[0]
 
     def _staleness(self) -> int:
         """A random number generator of its own: other worlds stay what they are."""

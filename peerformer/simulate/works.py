@@ -7,6 +7,7 @@ reached and has it, in its own time.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from peerformer.protocol.effects import (
@@ -49,7 +50,7 @@ class Works:
     def start(self, host: Host, work: Work) -> None:
         """Begin a work; its end is an event of the host."""
         if isinstance(work, FetchBlob | FetchState):
-            self._fetch(host, work, lambda *, held: self._finish(host, WorkFinished(work, held)))
+            self._fetch(host, work, partial(self._fetched, host, work))
         elif isinstance(work, Dial):
             self._dial(host, work)
         elif isinstance(work, Inspect) and work.exhibit.blob_hash not in host.blobs.held:
@@ -64,6 +65,9 @@ class Works:
     def _finish(self, host: Host, finished: WorkFinished) -> None:
         self.world.event(host, finished)
 
+    def _fetched(self, host: Host, work: Fetch, *, held: bool) -> None:
+        self._finish(host, WorkFinished(work, held))
+
     def _perform(self, host: Host, work: Work) -> None:
         is_training = isinstance(work, Train)
         seconds = self.train_seconds(host.index) if is_training else self.bench_seconds(work)
@@ -72,20 +76,18 @@ class Works:
         self._perform_in(host, work, host.busy_until - self.world.now)
 
     def _perform_in(self, host: Host, work: Work, seconds: float) -> None:
-        life = host.life
+        self.world.at(seconds, partial(self._perform_now, host, work, host.life))
 
-        def perform() -> None:
-            if host.life != life or host.peer is None:
-                return
-            if self.world.now < host.frozen_until:
-                self.world.at(host.frozen_until - self.world.now, perform)
-                return
-            finished = host.peer.perform(work)
-            if isinstance(work, Adopt):
-                self.world.save(host)
-            self._finish(host, finished)
-
-        self.world.at(seconds, perform)
+    def _perform_now(self, host: Host, work: Work, life: int) -> None:
+        if host.life != life or host.peer is None:
+            return
+        if self.world.now < host.frozen_until:
+            self._perform_in(host, work, host.frozen_until - self.world.now)
+            return
+        finished = host.peer.perform(work)
+        if isinstance(work, Adopt):
+            self.world.save(host)
+        self._finish(host, finished)
 
     def _train_beside(self, host: Host, work: Train) -> None:
         """Train while other works go on, after those ordered before.
@@ -97,22 +99,21 @@ class Works:
         if host.training is None:
             host.training_until = max(host.busy_until, self.world.now) + seconds
         host.training = work
-        life = host.life
+        trained = partial(self._trained, host, work, host.life, seconds)
+        self.world.at(max(0.0, host.training_until - self.world.now), trained)
 
-        def perform() -> None:
-            if host.life != life or host.peer is None or host.training is not work:
-                return
-            wait = max(host.frozen_until, host.training_until) - self.world.now
-            if wait > 0:
-                self.world.at(wait, perform)
-                return
-            host.training = None
-            finished = host.peer.perform(work)
-            if isinstance(finished.result, Trained):
-                finished = replace(finished, result=replace(finished.result, seconds=seconds))
-            self._finish(host, finished)
-
-        self.world.at(max(0.0, host.training_until - self.world.now), perform)
+    def _trained(self, host: Host, work: Train, life: int, seconds: float) -> None:
+        if host.life != life or host.peer is None or host.training is not work:
+            return
+        wait = max(host.frozen_until, host.training_until) - self.world.now
+        if wait > 0:
+            self.world.at(wait, partial(self._trained, host, work, life, seconds))
+            return
+        host.training = None
+        finished = host.peer.perform(work)
+        if isinstance(finished.result, Trained):
+            finished = replace(finished, result=replace(finished.result, seconds=seconds))
+        self._finish(host, finished)
 
     def _fetch_and_inspect(self, host: Host, work: Inspect) -> None:
         """Fetch what evidence is about, then look at it."""
@@ -137,20 +138,23 @@ class Works:
         self.world.soon(host, WorkFinished(work, reached), 0.05)
 
     def _fetch(self, host: Host, work: Fetch, then: Callable[..., None]) -> None:
-        deadline, life = self.world.now + FETCH_SECONDS_MAX, host.life
-
-        def attempt() -> None:
-            if host.life != life or host.peer is None:
-                return
-            held = isinstance(work, FetchBlob) and work.blob_hash in host.blobs.held
-            if held or self._copied(host, work):
-                then(held=True)
-            elif self.world.now >= deadline:
-                then(held=False)
-            else:
-                self.world.at(FETCH_RETRY_SECONDS, attempt)
-
+        deadline = self.world.now + FETCH_SECONDS_MAX
+        attempt = partial(self._attempt, host, work, then, deadline, host.life)
         self.world.at(self.fetch_seconds(host, work), attempt)
+
+    def _attempt(
+        self, host: Host, work: Fetch, then: Callable[..., None], deadline: float, life: int
+    ) -> None:
+        if host.life != life or host.peer is None:
+            return
+        held = isinstance(work, FetchBlob) and work.blob_hash in host.blobs.held
+        if held or self._copied(host, work):
+            then(held=True)
+        elif self.world.now >= deadline:
+            then(held=False)
+        else:
+            again = partial(self._attempt, host, work, then, deadline, life)
+            self.world.at(FETCH_RETRY_SECONDS, again)
 
     def _copied(self, host: Host, work: Fetch) -> bool:
         sources = (source for peer in work.sources for source in self.world.by_id.get(peer, ()))

@@ -42,7 +42,7 @@ def test_what_parts_share_they_share_after_restoring() -> None:
     assert machine.sync.chain is machine.chain is machine.ballot.headers.chain
     assert machine.ballot.outbox is machine.outbox is machine.collection.outbox
     assert machine.ballot.headers.operations is machine.requests.operations
-    assert machine.collection.alive.__self__ is machine  # type: ignore[attr-defined]
+    assert machine.collection.alive.__self__ is machine.company  # type: ignore[attr-defined]
     assert machine.keys is machine.outbox.keys
     assert machine.neighbourhood._noted is machine.chain.members
     assert machine.ballot.timing is machine.timing
@@ -52,7 +52,7 @@ def test_what_parts_share_they_share_after_restoring() -> None:
 def test_a_print_out_reads_well() -> None:
     shown = json.loads(TEXT)["machine"]
     assert shown["sync"]["chain"] == "same as machine.chain"
-    assert shown["collection"]["alive"] == "machine.alive"
+    assert shown["collection"]["alive"] == "machine.company.alive"
     assert shown["keys"] == {"peer_id": MACHINE.me.hex()}
     assert shown["chain"]["items"][0]["header"]["round"] == 1
     assert all(len(line) < 1_000 for line in TEXT.splitlines())
@@ -69,6 +69,14 @@ def test_a_print_out_is_of_one_key_only() -> None:
         from_text(TEXT, seed=SEED)
 
 
+def says_the_same(text: str) -> bool:
+    """Whether a text is another spelling of the print-out: `-0` for ` 0`, a digit too many."""
+    try:
+        return bool(json.loads(text) == json.loads(TEXT))
+    except ValueError:
+        return False
+
+
 def test_damage_is_noticed_wherever_it_is() -> None:
     seed = Random().getrandbits(32)
     print("seed", seed)
@@ -77,7 +85,7 @@ def test_damage_is_noticed_wherever_it_is() -> None:
         place = random.randrange(len(TEXT) - 1)
         other = random.choice('0123456789abcdefxyz[]{}",:-')
         damaged = TEXT[:place] + other + TEXT[place + 1 :]
-        if other == TEXT[place]:
+        if other == TEXT[place] or says_the_same(damaged):
             continue
         with pytest.raises(MalformedError):
             from_text(damaged, seed=KEY_SEED)
@@ -105,8 +113,9 @@ def places_in(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 JUNK = (
     None, True, -1, 1 << 70, 0.5, "", "zz", "ff", "same as machine", "same as machine.chain",
-    "machine.handle", "machine.alive", "machine.chain.tip", [], [[]], [None, None], {}, {"said": 1},
-    {"peer_id": "00"}, {"anchor": "00", "length": 1 << 60}, [["00", 1], ["00", 1]], "os.system",
+    "machine.handle", "machine.company.alive", "machine.chain.tip", [], [[]], [None, None], {},
+    {"said": 1}, {"peer_id": "00"}, {"anchor": "00", "length": 1 << 60}, [["00", 1], ["00", 1]],
+    "os.system",
 )  # fmt: skip
 
 
