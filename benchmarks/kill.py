@@ -9,7 +9,8 @@ by then: what was sent must have been kept. At the end:
     double signs            two statements of a key for one slot, in any store or received by anyone
     lost certified rounds   decided according to a journal, absent from that peer's store
     state roots             every snapshot against the certified header, the same round at all peers
-    loss                    held-out bits a byte, beside a copy of the swarm that nobody disturbs
+    loss                    held-out bits a byte, beside a copy of the swarm that nobody disturbs;
+                            in full also of a second such swarm of another seed: what chance does
 
     python benchmarks/kill.py [--quick] [--kills 200] [--seed N] [--json]
 """
@@ -40,6 +41,12 @@ FAULT_CHANCE = 0.002  # at each fault point; a peer passes about forty in a roun
 BACK_SECONDS_MAX = 90.0
 FIRST_COMPARED = 3  # the loss of the rounds before falls so fast that a round's delay is more
 LOSS_GAP_MAX = 0.01
+# With batches so large and rates so small that chance does not hide what is looked for.
+STEADY = {
+    "training.batch_size": 32,
+    "optimizer.muon_learning_rate": 0.005,
+    "optimizer.learning_rate": 0.001,
+}
 LOSS_GAP_MAX_QUICK = 0.05  # a dozen kills in a dozen rounds, all of them while it falls steeply
 VALIDATORS = 2
 
@@ -180,6 +187,11 @@ def gaps(disturbed: dict[int, float], calm: dict[int, float]) -> dict[str, float
     }
 
 
+def found_swarm(directory: Path, peers: int, seed: int) -> TrialSwarm:
+    """Found a swarm of a seed whose loss is steady."""
+    return TrialSwarm.found(directory, toy(peers, **STEADY, **{"training.seed": seed % 2**31}))
+
+
 def undisturbed(directory: Path, rounds: int) -> TrialSwarm:
     """Run a copy of the swarm that nobody disturbs for as many rounds."""
     calm = TrialSwarm(directory)
@@ -205,7 +217,7 @@ def points_hit(trial: TrialSwarm) -> dict[str, int]:
 
 def run(directory: Path, *, peers: int, kills: int, seed: int) -> dict[str, Any]:
     """Run the trial; returns its figures."""
-    trial = TrialSwarm.found(directory / "swarm", toy(peers, **{"training.seed": seed % 2**31}))
+    trial = found_swarm(directory / "swarm", peers, seed)
     shutil.copytree(directory / "swarm", directory / "calm")
     killer, began = Killer(trial, seed), time.monotonic()
     for name in trial.names:
@@ -222,6 +234,11 @@ def run(directory: Path, *, peers: int, kills: int, seed: int) -> dict[str, Any]
     note(f"{killer.toll.kills} kills in {took:.0f} s, {last} rounds; now as many undisturbed")
     decided: Decided = compare_chains(trial, trial.names)
     calm = undisturbed(directory / "calm", last)
+    chance = {}
+    if kills >= KILLS:
+        found_swarm(directory / "other", peers, seed + 1)
+        curves = loss_curve(undisturbed(directory / "other", last)), loss_curve(calm)
+        chance = {"loss_gap_by_chance": gaps(*curves)["loss_gap_mean"]}
     toll, double = killer.toll, killer.signed.double()
     for line in (*double, *toll.sent_not_kept, *decided.lost, *decided.forks, *decided.unequal):
         note(f"BROKEN  {line}")
@@ -241,6 +258,7 @@ def run(directory: Path, *, peers: int, kills: int, seed: int) -> dict[str, Any]
         "forks": len(decided.forks),
         "state_roots_unequal": len(decided.unequal),
         **gaps(loss_curve(trial), loss_curve(calm)),
+        **chance,
         "unhandled_exceptions": len(trial.faults_in_logs()),
         "seconds": round(took, 1),
         "seconds_a_kill": round(took / max(1, toll.kills), 2),

@@ -105,13 +105,16 @@ class Story:
         return bool(poisoner and evicted and quarantined and now["round"] >= ROUNDS_MIN)
 
     def _settle(self) -> int:
-        """Let all honest peers reach one round, and return it."""
-        target = self._now()["round"]
+        """Let all honest peers reach one round, and somebody measure it; returns it."""
+        target = int(self._now()["round"])
         honest = self.honest()
         self._until(
-            lambda now: all(self._row(now, name)["state_round"] >= target for name in honest)
+            lambda now: (
+                all(self._row(now, name)["state_round"] >= target for name in honest)
+                and max(map(int, now["bits_per_byte"]), default=0) >= target
+            )
         )
-        return int(target)
+        return target
 
     def honest(self) -> list[str]:
         """Return the names of those that never lie."""
@@ -151,7 +154,8 @@ class Story:
         """Return the facts, from journals and status files."""
         now = self._now()
         journal = self._journal()
-        bits = [value for _, value in sorted((int(n), v) for n, v in now["bits_per_byte"].items())]
+        measured = sorted((int(number), bits) for number, bits in now["bits_per_byte"].items())
+        bits = [bits for number, bits in measured if number <= last_round]
         peers = [self._facts(now, journal, name, last_round) for name in self.supervisor.children]
         sent = {row["name"]: row["bytes_sent"] for row in now["peers"]}
         typical = sorted(sent[name] for name in self.honest() if name != self.cast.victim)

@@ -13,7 +13,7 @@ from functools import partial
 from peerformer.protocol.committee import fingers
 from peerformer.protocol.effects import Event
 from peerformer.protocol.genesis import ADMISSION_CLOSED, Limits
-from peerformer.protocol.identity import verify
+from peerformer.protocol.identity import forget_signatures
 from peerformer.protocol.machine import Machine
 from peerformer.simulate.host import Host
 from peerformer.simulate.works import FETCH_SECONDS
@@ -143,7 +143,7 @@ class Crowd:
         Signatures that others have checked in this process are checked again, unless `knowing`.
         """
         if not knowing:
-            verify.cache_clear()
+            forget_signatures()
         host = self.world.hosts[index]
         assert host.machine is not None
         machine = Machine(

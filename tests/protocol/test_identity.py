@@ -3,12 +3,15 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from peerformer.protocol import identity
 from peerformer.protocol.identity import (
     ADJECTIVES,
     BIRDS,
+    MADE_KEPT_MAX,
     HashChain,
     KeyPair,
     blob_hash,
+    forget_signatures,
     hash_of,
     name_of,
     reveals,
@@ -19,9 +22,11 @@ KEYS = KeyPair.from_seed(bytes(range(32)))
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.binary(max_size=100), st.integers(0, 511))
-def test_a_signature_serves_one_message_and_one_key(message: bytes, flip: int) -> None:
+@given(st.binary(max_size=100), st.integers(0, 511), st.booleans())
+def test_a_signature_serves_one_message_and_one_key(message: bytes, flip: int, known: bool) -> None:
     signature = KEYS.sign(message)
+    if not known:
+        forget_signatures()  # as if another process had made it
     other = KeyPair.from_seed(bytes(32))
     damaged = bytearray(signature)
     damaged[flip // 8] ^= 1 << flip % 8
@@ -29,6 +34,12 @@ def test_a_signature_serves_one_message_and_one_key(message: bytes, flip: int) -
     assert not verify(KEYS.peer_id, message + b"\0", signature)
     assert not verify(KEYS.peer_id, message, bytes(damaged))
     assert not verify(other.peer_id, message, signature)
+
+
+def test_only_the_newest_of_my_own_signatures_are_remembered() -> None:
+    for number in range(MADE_KEPT_MAX + 10):
+        KEYS.sign(number.to_bytes(4, "little"))
+    assert len(identity._made_here) == MADE_KEPT_MAX
 
 
 @settings(max_examples=100, deadline=None)
