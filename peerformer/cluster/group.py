@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import peerformer
 from peerformer.cluster.engines import DataParallel, Engine, MessagePassing
 from peerformer.cluster.launch import Launch
-from peerformer.cluster.rendezvous import Meeting, agree, meet, mpi_communicator
+from peerformer.cluster.rendezvous import Meeting, agree, meet, mpi_communicator, part
 from peerformer.cluster.watch import Watch
 from peerformer.config import Config
 from peerformer.data.batches import Batch
@@ -95,10 +95,7 @@ class Group:
         self.meeting: Meeting = meet(launch)
         try:
             held = agree(self.meeting, "start", self._held(place))
-            refuse_shared_gpus(held)
-            if trains:
-                refuse_indivisible(config, launch)
-            refuse_impossible(config, held)
+            self._refuse(held, trains=trains)
         except ToldElsewhere:
             raise
         except PeerformerError as error:
@@ -120,6 +117,17 @@ class Group:
     def size(self) -> int:
         """How many ranks there are."""
         return self.launch.size
+
+    def _refuse(self, held: list[dict[str, Any]], *, trains: bool) -> None:
+        """Refuse what cannot be run with what the ranks hold: all of them find the same."""
+        try:
+            refuse_shared_gpus(held)
+            if trains:
+                refuse_indivisible(self.config, self.launch)
+            refuse_impossible(self.config, held)
+        except PeerformerError:
+            part(self.meeting, "start")
+            raise
 
     def _held(self, place: Place) -> dict[str, Any]:
         """What this rank puts down at the start."""

@@ -206,7 +206,7 @@ def agree(
         error = _compare(meeting, topic, held, seconds)
         store.set(f"{topic}/verdict", json.dumps({"error": error is not None, "size": launch.size}))
         if error is not None:
-            _await_goodbyes(meeting, topic)
+            part(meeting, topic)
             raise error
     wait = timedelta(seconds=seconds + 60)
     try:
@@ -217,8 +217,7 @@ def agree(
             "rank 0 is gone", where=f"rank {launch.rank} on {launch.host}", why=_first_line(error)
         ) from error
     if verdict["error"]:
-        with contextlib.suppress(RuntimeError):  # rank 0 does not wait for ever
-            store.add(f"{topic}/left", 1)
+        part(meeting, topic)
         raise ToldElsewhere(ConfigError.exit_code)
     if verdict["size"] != launch.size:  # rank 0 waited for fewer, and knows nothing of this one
         raise _differing(
@@ -274,6 +273,15 @@ def _differing(name: str, one: Rank, its: Any, other: Rank, others: Any) -> Conf
         why=f"{its} on {one}, {others} on {other}",
         hint="start all ranks with one command, the same version and the same text",
     )
+
+
+def part(meeting: Meeting, topic: str) -> None:
+    """Let rank 0, which may serve the store, go last: when all have read what was agreed on."""
+    if meeting.launch.rank == 0:
+        _await_goodbyes(meeting, topic)
+        return
+    with contextlib.suppress(RuntimeError):  # rank 0 does not wait for ever
+        meeting.store.add(f"{topic}/left", 1)
 
 
 def _await_goodbyes(meeting: Meeting, topic: str) -> None:

@@ -137,7 +137,9 @@ def test_a_fetch_killed_in_the_middle_goes_on_with_what_was_proven(tmp_path: Pat
     torn.write_bytes(torn.read_bytes()[:1_000])  # as a crash of the machine may leave it
     assert asyncio.run(state.fetch(kept, *PEERS).run()) == state.data
     (resumed,) = (event for event in state.told if isinstance(event, events.SyncResumed))
-    assert resumed.done == before - 1 and len(state.asked) == CHUNKS - resumed.done
+    # The kill itself may have come in the middle of the two that were being written.
+    assert before - 3 <= resumed.done <= before - 1
+    assert len(state.asked) == CHUNKS - resumed.done
     assert not kept.exists(), "what is whole needs no chunks any more"
 
 
