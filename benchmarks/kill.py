@@ -41,7 +41,7 @@ FAULT_CHANCE = 0.002  # at each fault point; a peer passes about forty in a roun
 BACK_SECONDS_MAX = 90.0
 FIRST_COMPARED = 3  # the loss of the rounds before falls so fast that a round's delay is more
 LOSS_GAP_MAX = 0.01
-# With batches so large and rates so small that chance does not hide what is looked for.
+# Less noise in the loss than with the rates and batches of `nano`; `loss_gap_by_chance` is left.
 STEADY = {
     "training.batch_size": 32,
     "optimizer.muon_learning_rate": 0.005,

@@ -38,7 +38,7 @@ COMMITTEE_ROUNDS = 5  # then another is drawn
 DRAWN = 0.2  # share of the worlds in which not all voters vote
 STALE = 0.25  # share of the worlds in which peers train ahead of the vote
 SIZES_ABOUT_LOCKS = (4, 4, 4, 5, 7)
-PROPOSALS_MAX = 500  # of one peer: more than a world lasts
+PROPOSALS_MIN = 500  # that one peer can make: more than a world lasts that is given no rounds
 WATCH_SECONDS = 5.0
 SETTLE_SECONDS = 15.0  # reconnecting and noticing that the trouble is over
 PATIENCE_SECONDS = 600.0
@@ -109,7 +109,7 @@ class Troubled:
             spares=spares,
             limits=limits,
             replicas=replicas or replicas_of(plan, seed, limits),
-            hash_chain_length=PROPOSALS_MAX,
+            hash_chain_length=max(PROPOSALS_MIN, 2 * (plan.rounds or 0)),
         )
         self.founders = list(range(self.size))
         self.spares = list(range(self.size, self.size + spares))
