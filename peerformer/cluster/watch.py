@@ -73,6 +73,9 @@ def judge(seen: dict[int, Seen], now: float, hang_seconds: float) -> tuple[int |
     for rank, it in seen.items():
         still = now - it.count_since
         if it.count < furthest and still > hang_seconds:
+            silent = now - it.beat_since
+            if silent > 1.5 * BEAT_SECONDS:  # it is not slow: it is stopped
+                return rank, f"it has not answered for {silent:.0f} s"
             return rank, f"the others have been waiting for it for {still:.0f} s"
     still = min(now - it.count_since for it in seen.values())
     if still > hang_seconds:

