@@ -59,6 +59,7 @@ TOY = {
 PLAN = "trial.json"  # what a peer's process does before it is a peer, by name
 FRAMES = "frames"  # folder of a peer with the frames that it received
 LOOK_SECONDS = 0.1
+LINES_TOLD = 16  # of a log, from an exception on
 NETNS_FLAG = 0x4000_0000  # CLONE_NEWNET
 
 
@@ -260,12 +261,15 @@ class TrialSwarm:
         self.supervisor.stop()
 
     def faults_in_logs(self) -> list[str]:
-        """The lines of all logs that tell of an exception that nobody handled."""
+        """The lines of all logs that tell of an exception that nobody handled; all are told now."""
         found = []
         for peer in self.swarm.peers():
             lines = peer.log.read_text(errors="replace").splitlines() if peer.log.exists() else []
             marks = ("Traceback", "Task exception was never", "exception was never retrieved")
-            found += [f"{peer.name}: {line}" for line in lines if any(m in line for m in marks)]
+            for number, line in enumerate(lines):
+                if any(mark in line for mark in marks):
+                    found.append(f"{peer.name}: {line}")
+                    note("\n".join([peer.name, *lines[number : number + LINES_TOLD]]))
         return found
 
 

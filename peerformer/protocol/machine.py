@@ -47,7 +47,7 @@ from peerformer.protocol.effects import (
 from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.headers import Headers
 from peerformer.protocol.identity import HashChain, KeyPair
-from peerformer.protocol.membership import VOTER, next_members, quorum
+from peerformer.protocol.membership import VOTER, Members, next_members, quorum
 from peerformer.protocol.messages import (
     Certified,
     Packet,
@@ -344,26 +344,13 @@ class Machine:
 
     def _begin_round(self) -> None:
         number, chain = self.chain.tip + 1, self.chain
-        limits, voters = self.genesis.limits, chain.members.voters
+        voters = chain.members.voters
         self.relayed.clear()
         circle = chain.members.circle
         nearby = circle if self.me in circle else chain.members.ids
         self.outbox.neighbours = fingers(nearby, self.me) if circle else ()
         self.outbox.gossips = bool(circle)
-        self.collection = Collection(
-            number=number,
-            members=chain.members,
-            beacon=chain.beacon,
-            outbox=self.outbox,
-            timing=self.timing,
-            blob_size_max=self.genesis.blob_size_max,
-            record_size_max=self.genesis.record_size_max,
-            scored_by=limits.scored_by_all_max,
-            alive=self.company.alive,
-            findings=self.auditing.findings,
-            on_gain=self.auditing.on_gain,
-            began=self.now,
-        )
+        self.collection = self._collection(number, chain.members)
         headers = Headers(
             chain,
             self.collection,
@@ -380,6 +367,27 @@ class Machine:
             chain.leaders(),
             votes=self.me in voters,
         )
+
+    def _collection(self, number: int, members: Members) -> Collection:
+        return Collection(
+            number=number,
+            members=members,
+            beacon=self.chain.beacon,
+            outbox=self.outbox,
+            timing=self.timing,
+            blob_size_max=self.genesis.blob_size_max,
+            record_size_max=self.genesis.record_size_max,
+            scored_by=self.genesis.limits.scored_by_all_max,
+            alive=self.company.alive,
+            findings=self.auditing.findings,
+            on_gain=self.auditing.on_gain,
+            began=self.now,
+        )
+
+    def _collect_decided(self, number: int) -> None:
+        """Hold the contributions of a round decided before a restart: its state is not saved."""
+        decided = self.sync.last = self._collection(number, self.chain.past_members[number])
+        decided.trained = decided.revealed = decided.attested = True
 
     def _resume_round(self, now: float) -> None:
         """Go on with the current round after a start: what was signed before is said again."""
@@ -414,6 +422,9 @@ class Machine:
             assert fault is None, f"a quorum decided what I hold invalid: {fault}"
             decided = self.ballot.consensus.decided
         was_ready = self.ballot.headers.state_ready
+        uncollected = self.sync.uncollected
+        if uncollected is not None:
+            self._collect_decided(uncollected)
         self.sync.advance(now)
         if self.training.is_too_late(self.collection):
             self.collection.sit_out(now)

@@ -3,7 +3,9 @@
 The chain of certified headers says which state root is the agreed one; a height is taken from a
 certificate only, never from a peer's claim. If the state is one round behind and the contributions
 can be had, it is computed; otherwise its chunks are fetched from whoever has them, each proven
-against the root. A claim of a later round only makes us ask for headers.
+against the root. If nobody has it (the power of all failed before any had saved it), what is saved
+is brought up round by round, from the contributions that everybody keeps. A claim of a later round
+only makes us ask for headers.
 """
 
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from peerformer import events
 from peerformer.protocol.chain import MEMBERS_KEPT, Chain
 from peerformer.protocol.codec import encode
 from peerformer.protocol.collection import Collection
+from peerformer.protocol.conduct import ROUNDS_SERVED
 from peerformer.protocol.effects import Adopt, Applied, Apply, FetchState
 from peerformer.protocol.identity import hash_of, name_of
 from peerformer.protocol.membership import peers_of
@@ -25,6 +28,7 @@ ANSWER_SIZE_MAX = 1 << 20  # bytes of headers in one answer: well below a packet
 NEAR_ROUNDS = 16  # a newcomer this close behind may ask to join: as a member it catches up
 HEADERS_SECONDS = 3.0  # to wait for headers that are claimed, before a state is fetched without
 HELP_SECONDS = 0.5  # between two answers to a peer that is behind
+ALONE_SECONDS = 3.0  # to wait for others who may give the state, before it is computed alone
 RETRY_SECONDS = 1.0  # after a fetch of the state failed
 LOOK_BACK_SECONDS = 10.0  # between two requests for what a peer's chain was long ago
 
@@ -42,6 +46,9 @@ class Sync:
     began: float = 0.0
     retry_at: float = 0.0
     compute_failed: int = 0  # the round whose contributions could not be had, or led elsewhere
+    led_elsewhere: int = 0  # the round whose contributions led to another state than was agreed
+    replaying: bool = False  # nobody gives the state: compute it round by round
+    alone_since: float | None = None  # nobody is here who could give the state
     heard_at: float = 0.0  # when somebody last claimed or gave something new
     claims: dict[bytes, int] = field(default_factory=dict)  # tips that peers said they have
     asked: dict[bytes, float] = field(default_factory=dict)
@@ -60,6 +67,24 @@ class Sync:
         """Whether the installed state is so recent that I could take part soon."""
         return 0 <= self.chain.tip - self.state_round <= NEAR_ROUNDS and self.state_round >= 0
 
+    @property
+    def to_compute(self) -> int | None:
+        """The round whose state is to be computed from its contributions next, None for none."""
+        number, tip = self.state_round + 1, self.chain.tip
+        if self.state_round < 0 or number > tip or number == self.compute_failed:
+            return None
+        if self.chain.item(number) is None:  # it is older than the chain here
+            return None
+        return (
+            number if number == tip or (self.replaying and tip - number < ROUNDS_SERVED) else None
+        )
+
+    @property
+    def uncollected(self) -> int | None:
+        """The round that is to be computed and of which nobody notes yet what is held."""
+        number = self.to_compute
+        return None if self.last is not None and self.last.number == number else number
+
     # --- headers -------------------------------------------------------------------------------
 
     def on_claim(self, peer: bytes, tip: int, now: float) -> None:
@@ -68,6 +93,7 @@ class Sync:
             self.heard_at = now
         self.claims[peer] = tip
         if tip > self.chain.tip:
+            self.replaying = False  # others went on: somebody has a state
             self.ask(peer, now)
 
     def ask(self, peer: bytes, now: float) -> None:
@@ -163,17 +189,18 @@ class Sync:
             return  # headers are on their way: the state of an old round may be gone
         if self.state_round < 0 and not self.claims:
             return  # nobody has greeted yet
-        if 0 <= self.state_round == tip - 1 and self.compute_failed != tip:
-            self._compute()
+        number = self.to_compute
+        if number is not None:
+            self._compute(number)
         elif not more_to_come:
             self._fetch(now)
 
-    def _compute(self) -> None:
-        item = self.chain.item(self.chain.tip)
+    def _compute(self, number: int) -> None:
+        item = self.chain.item(number)
         assert item is not None
         header = item.header
         if not header.contributions:
-            self._adopt(None, header.state_root)
+            self._adopt(number, None, header.state_root)
             return
         seed = hash_of("sketch", header.parent, header.attestations_hash)
         apply = Apply(header.round, header.contributions, seed)
@@ -183,14 +210,13 @@ class Sync:
                 self._judge_outcome(apply, outcome)
             return
         collection = self.last
-        if collection is None or collection.number != header.round:
-            self.compute_failed = header.round
-            return
+        if collection is None or collection.number != number:
+            return  # the machine begins one: see `uncollected`
         wanted = {entry.peer: (entry.blob_hash, entry.size) for entry in header.contributions}
         missing = collection.missing(wanted)
         wanting = sorted(author for author in missing if not collection.asks_others(author))
         if wanting:
-            voters = self.chain.past_members[header.round].voters
+            voters = self.chain.past_members[number].voters
             nearby = sorted(self.outbox.connected) if self.outbox.gossips else ()
             holders = (*nearby, *(peers_of(voters, header.attesters) or ()))
             for author in wanting:
@@ -211,7 +237,7 @@ class Sync:
 
     def on_fetch_failed(self, round_number: int, now: float) -> None:
         """A contribution cannot be had: fetch the state instead."""
-        if round_number == self.chain.tip and not self.ready:
+        if round_number == self.state_round + 1 and not self.ready:
             self.compute_failed = round_number
             self.advance(now)
 
@@ -220,39 +246,47 @@ class Sync:
         assert item is not None
         norms = {entry.peer for entry in item.header.refused if entry.reason == NORM}
         if outcome.state_root == item.header.state_root and norms == set(outcome.out_of_norm):
-            self._adopt(apply, outcome.state_root)
+            self._adopt(apply.round, apply, outcome.state_root)
         else:
             # A quorum computed another root from the same bytes: my own state must be damaged.
-            self.compute_failed = apply.round
+            self.compute_failed = self.led_elsewhere = apply.round
 
-    def _adopt(self, apply: Apply | None, state_root: bytes) -> None:
-        item = self.chain.item(self.chain.tip)
+    def _adopt(self, number: int, apply: Apply | None, state_root: bytes) -> None:
+        item = self.chain.item(number)
         assert item is not None
         me = self.outbox.keys.peer_id
         refused = {entry.peer for entry in item.header.refused}
         accepted = any(entry.peer == me for entry in item.header.contributions)
-        self.outbox.work(
-            Adopt(item.header.round, apply, state_root, accepted and me not in refused)
-        )
-        self.state_round = self.chain.tip
+        self.outbox.work(Adopt(number, apply, state_root, accepted and me not in refused))
+        self.state_round = number
         self.computed = {}
+        self.replaying = self.replaying and not self.ready
 
     def _fetch(self, now: float) -> None:
         tip, root = self.chain.tip, self.chain.state_root
         peers = [p for p, tip in self.claims.items() if tip >= self.chain.tip]
         sources = tuple(sorted(peers)) or tuple(sorted(self.outbox.connected))
         if not sources:
+            self.alone_since = now if self.alone_since is None else self.alone_since
+            if now - self.alone_since >= ALONE_SECONDS:
+                self._do_without(now)
             return
+        self.alone_since = None
         self.fetching = FetchState(tip, root, self.chain.genesis.state_size, sources)
         self.began = now
         self.outbox.report(events.SyncStarted(from_round=max(self.state_round, 0), to_round=tip))
         self.outbox.work(self.fetching)
 
+    def _do_without(self, now: float) -> None:
+        """Nobody gave the state: try again, and from contributions before."""
+        self.retry_at = now + RETRY_SECONDS
+        self.replaying, self.compute_failed = True, self.led_elsewhere
+
     def on_state_fetched(self, work: FetchState, *, succeeded: bool, now: float) -> None:
         """Note that a state was installed, or try again, perhaps for a newer round."""
         self.fetching = None
         if succeeded:
-            self.state_round = work.round
+            self.state_round, self.replaying = work.round, False
             self.outbox.report(
                 events.SyncFinished(
                     round=work.round,
@@ -261,6 +295,8 @@ class Sync:
                     seconds=now - self.began,
                 )
             )
-        else:
+        elif work.round == self.chain.tip:
+            self._do_without(now)
+        else:  # others went on meanwhile, and may keep newer states only
             self.retry_at = now + RETRY_SECONDS
         self.advance(now)

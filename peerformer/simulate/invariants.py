@@ -66,7 +66,6 @@ class Invariants:
         self.states: dict[int, bytes] = {}  # round -> state root
         self.next_members: dict[int, bytes] = {}  # round -> their hash, as the round before says
         self.said: dict[tuple[bytes, tuple[str, int, int]], bytes] = {}
-        self.gave_up: dict[tuple[bytes, int], int] = {}  # (peer, round) -> highest TIMEOUT said
         self.committed: dict[tuple[bytes, int], int] = {}  # (peer, round) -> highest COMMIT said
         self.voters: dict[int, frozenset[bytes]] = {1: frozenset(founders(genesis).voters)}
         self.views: Counter[int] = Counter()  # view of decision -> rounds
@@ -92,16 +91,31 @@ class Invariants:
     # --- what a host writes and says -----------------------------------------------------------
 
     def before_persist(self, host: Host, records: tuple[tuple[str, bytes], ...]) -> None:
-        """A slot once written never changes."""
+        """A slot once written never changes, and no vote is written in a view given up."""
         for key, data in records:
-            if key.startswith("slot/") and host.disk.records.get(key, data) != data:
-                self.fail("one message per slot", f"host {host.index} signed {key} twice")
+            if key.startswith("slot/"):
+                before = host.disk.records.get(key)
+                if before is None:
+                    self._first_signed(host, key)
+                elif before != data:
+                    self.fail("one message per slot", f"host {host.index} signed {key} twice")
             digest = bytes.fromhex(key.rpartition("/body/")[2]) if "/body/" in key else b""
             if digest and digest not in self._attestations:
                 self._attestations[digest] = decode(HeaderBody, data).attestations
 
+    def _first_signed(self, host: Host, key: str) -> None:
+        """When a vote is signed counts: where nobody was connected it is first said later."""
+        _, number, kind, view = key.split("/")
+        if kind not in ("prepare", "commit") or not self._judged(host):
+            return
+        timeouts = f"slot/{number}/timeout/"
+        for other in host.disk.records:
+            if other.startswith(timeouts) and int(other.removeprefix(timeouts)) >= int(view):
+                what = f"host {host.index} signed {key}, having signed {other}"
+                self.fail("no vote in a view given up", what)
+
     def before_send(self, host: Host, packet: Packet) -> None:
-        """One statement a slot, durable before it is sent, and no vote in a view given up."""
+        """One statement a slot, durable before it is sent."""
         envelope = getattr(packet, "envelope", None)
         if envelope is None or envelope.sender != host.me or not self._judged(host):
             return
@@ -122,16 +136,11 @@ class Invariants:
         key = f"slot/{number:012d}/{kind}/{view}"
         if host.disk.records.get(key) != encode(envelope):
             self.fail("durable before sent", f"host {host.index} sent {key}, which is not on disk")
-        given_up = self.gave_up.get((host.me, number), -1)
         if kind == "timeout":
-            self.gave_up[host.me, number] = max(given_up, view)
             self._check_claim(host, envelope)
         elif kind == "commit":
             earlier = self.committed.get((host.me, number), -1)
             self.committed[host.me, number] = max(earlier, view)
-        if kind in ("prepare", "commit") and view <= given_up:
-            what = f"host {host.index} said {kind} in round {number}, view {view}"
-            self.fail("no vote in a view given up", f"{what}, after giving up view {given_up}")
         self.on_first_said(host, kind)
 
     def _check_claim(self, host: Host, envelope: Envelope) -> None:

@@ -22,6 +22,7 @@ from peerformer.simulate.host import Host, Replicas
 from peerformer.simulate.invariants import Violation
 from peerformer.simulate.learned import Learned, learned
 from peerformer.simulate.plan import LIARS_TOLD, Plan
+from peerformer.simulate.power import await_power_failure
 from peerformer.simulate.schedules import Schedules
 from peerformer.simulate.toy import ToyReplicas
 from peerformer.simulate.world import LIMITS, World
@@ -42,7 +43,7 @@ PROPOSALS_MIN = 500  # that one peer can make: more than a world lasts that is g
 WATCH_SECONDS = 5.0
 SETTLE_SECONDS = 15.0  # reconnecting and noticing that the trouble is over
 PATIENCE_SECONDS = 600.0
-ROUND_SECONDS_MAX = 60.0  # in a calm world
+ROUND_SECONDS_MAX = 60.0  # on average, where so many rounds are asked for
 ROUNDS_AFTER = 2  # to be decided once the trouble is over
 FALSE_BASE = "false-base"  # told where somebody comes with an invitation
 LIES_DRAWN = tuple(name for name in LIARS_TOLD if name not in (FALSE_BASE, *TOLD_ONLY_HERE))
@@ -125,6 +126,8 @@ class Troubled:
         self.torn_left = self.faults - len(liars)
         self.healed = False
         self._schedule()
+        if plan.has("crashes"):
+            await_power_failure(self)
 
     def _size(self) -> int:
         if self.about_locks:
@@ -287,9 +290,9 @@ class Troubled:
         return self.random.random() * self.plan.trouble_seconds
 
     def _partition(self, kind: int) -> None:
-        if self.healed:
-            return
         everyone = range(len(self.world.hosts))
+        if self.healed or len(everyone) == 1:
+            return
         side = set(self.random.sample(everyone, self.random.randint(1, len(everyone) - 1)))
         other = set(everyone) - side
         both_ways = kind != 1
@@ -399,7 +402,8 @@ class Troubled:
             self.world.run(seconds=self.plan.trouble_seconds)
             self.world.run(seconds=PLAYED_SECONDS_MAX, until=lambda: not self._plays())
         else:
-            self.world.run(seconds=PATIENCE_SECONDS, until=lambda: len(decided) >= rounds)
+            seconds = max(PATIENCE_SECONDS, rounds * ROUND_SECONDS_MAX)
+            self.world.run(seconds=seconds, until=lambda: len(decided) >= rounds)
 
     def _learn(self) -> None:
         """Run until an honest peer has so many rounds; in calm there is nothing to recover from."""

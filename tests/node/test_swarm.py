@@ -313,3 +313,26 @@ def test_a_stopped_swarm_goes_on_where_it_was(supervisor: Supervisor) -> None:
             assert {n: now[n] for n in before[name]} == before[name]
     finally:
         again.stop()
+
+
+def test_two_whose_newest_state_was_saved_nowhere_make_it_again(supervisor: Supervisor) -> None:
+    """As if their power had failed after a round was decided and before its state was on a disk."""
+    supervisor.found(small(2), lambda _: None)
+    names = start(supervisor)
+    at_round(supervisor, 3, names)
+    supervisor.stop()
+    decided = {name: roots(supervisor, name) for name in names}
+    last = max(max(found) for found in decided.values())
+    for name in names:
+        for path in supervisor.swarm.peer(name).states.glob("*.state"):
+            if int(path.stem) >= last:
+                path.unlink()
+        assert list(supervisor.swarm.peer(name).states.iterdir())
+    again = Supervisor(supervisor.swarm)
+    try:
+        start(again)
+        at_round(again, last + 1, names)
+        for name in names:
+            assert roots(again, name)[last] == max(decided.values(), key=max)[last]
+    finally:
+        again.stop()

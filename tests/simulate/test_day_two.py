@@ -2,8 +2,12 @@
 
 from typing import Any
 
+import pytest
+
 from peerformer.protocol.checkpoint import BASE_KEY, HEADER_PREFIX
 from peerformer.protocol.effects import Command
+from peerformer.simulate.plan import Plan
+from peerformer.simulate.troubles import Troubled
 from peerformer.simulate.world import World
 
 
@@ -86,3 +90,44 @@ def test_a_sleeper_who_lacks_more_than_is_kept_is_told_so() -> None:
     }
     assert {peer for _, peer in told} == {machine(world, i).me.hex() for i in (0, 1, 2)}
     assert machine(world, 3).chain.tip < 100
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_state_that_nobody_saved_is_made_again_from_contributions(size: int) -> None:
+    """The power of all fails; their disks hold the rounds, the contributions, and an old state."""
+    everybody, world = list(range(size)), World(7, size)
+    for host in world.hosts:
+        host.snapshot_every = 1_000
+    world.start()
+    assert run_to(world, 5, everybody)
+    tip, root = machine(world, 0).chain.tip, machine(world, 0).chain.state_root
+    for index in everybody:
+        world.crash(index)
+    for index in everybody:
+        world.boot(index)
+        assert machine(world, index).sync.state_round == 0
+    assert run_to(world, tip + 3, everybody)
+    assert machine(world, 0).chain.item(tip).header.state_root == root
+    assert all(machine(world, index).sync.state_round >= tip for index in everybody)
+    assert not any("SyncFinished" in type(e).__name__ for h in world.hosts for e in h.reports)
+
+
+def test_who_comes_back_to_a_swarm_that_went_on_fetches_its_state_and_replays_nothing() -> None:
+    world = World(7, 4)
+    for host in world.hosts:
+        host.snapshot_every = 1_000
+    world.start()
+    assert run_to(world, 3, [0, 1, 2, 3])
+    world.crash(0)
+    assert run_to(world, 7, [1, 2, 3])
+    world.boot(0)
+    assert run_to(world, 12, [0, 1, 2, 3])
+    fetched = [e for e in world.hosts[0].reports if type(e).__name__ == "SyncFinished"]
+    assert fetched and machine(world, 0).sync.state_round >= 7
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(8))
+def test_swarms_of_fewer_than_four_go_on_after_any_trouble(size: int, seed: int) -> None:
+    outcome = Troubled(seed, Plan(peers=size)).run()
+    assert outcome.violation is None and outcome.rounds_decided >= 3, outcome
