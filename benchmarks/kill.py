@@ -34,10 +34,10 @@ from peerformer.node.faults import POINTS
 from peerformer.protocol.membership import tolerated_faults
 
 KILLS, KILLS_QUICK = 200, 10
-PAUSE_SECONDS_MEAN = 2.0  # between two kills from outside: about two rounds
+PAUSE_SECONDS_MEAN = 0.4  # between two kills from outside: about half a round
 AWAY_SECONDS_MAX = 0.5
 EVERYBODY_SHARE = 0.04  # of the kills from outside take all peers at once
-FAULT_CHANCE = 0.0005  # at each fault point; a peer passes about forty in a round
+FAULT_CHANCE = 0.002  # at each fault point; a peer passes about forty in a round
 BACK_SECONDS_MAX = 90.0
 FIRST_COMPARED = 3  # the loss of the rounds before falls so fast that a round's delay is more
 LOSS_GAP_MAX = 0.01
