@@ -91,7 +91,7 @@ def corrupt(peer: Peer, attack: str, *, from_round: int = 0) -> Participant:
     if attack in MALFORMED:
         return Malformer(peer, attack, from_round)
     machine = peer.machine
-    plot = Plot(machine.chain.chain_id, {machine.me: machine.keys})
+    plot = Plot(machine.chain.chain_id, {machine.me: machine.keys}, {machine.me})
     return Byzantine(peer, (attack,), Random(machine.me.hex()), plot, from_round)
 
 

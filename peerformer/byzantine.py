@@ -100,6 +100,7 @@ class Plot:
 
     chain_id: bytes
     keys: dict[bytes, KeyPair]
+    friends: set[bytes] = field(default_factory=set)  # whom they help, with its key or without
     proposed: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)
     victims: frozenset[bytes] | None = None  # who hears the other story; None: a half, in turn
     acts: int = 0
@@ -146,7 +147,7 @@ class Byzantine:
         result = finished.result
         if "false-finding" in self.attacks and self.lies and isinstance(work, Repeat):
             self.plot.acts += 1
-            return replace(finished, result=Audited(work.author in self.plot.keys, "so I say"))
+            return replace(finished, result=Audited(work.author in self.plot.friends, "so I say"))
         if "false-ok" not in self.attacks or not self.lies or not isinstance(result, Checked):
             return finished
         if not result.malformed:
@@ -263,7 +264,7 @@ class Byzantine:
         judgements = tuple(
             j
             if j.peer == me
-            else replace(j, score=1_000_000 if j.peer in self.plot.keys else -1_000_000)
+            else replace(j, score=1_000_000 if j.peer in self.plot.friends else -1_000_000)
             for j in statement.judgements
         )
         return replace(statement, judgements=judgements)
@@ -463,7 +464,7 @@ class Byzantine:
         machine = self.machine
         for voter in machine.chain.members.voters:
             vote = machine.ledger.find(voter, "attestation", machine.collection.number, 0)
-            if voter not in self.plot.keys and vote is not None:
+            if voter not in self.plot.friends and vote is not None:
                 statement = Attestation(machine.collection.number, ())
                 forged = replace(self._sign(statement), sender=voter)
                 return Requested(Eviction(Contradiction(vote, forged)))

@@ -34,5 +34,6 @@ def misreport(world: World) -> None:
         if len(liars) > 1 and random.random() < 0.5:
             lazy = liars.pop(random.randrange(len(liars)))
             lazy.attacks = (random.choice((*IDLE, WITHHOLDS)),)
-            del world.plot.keys[lazy.me]  # it keeps its key to itself: nobody votes twice with it
+            world.plot.keys.pop(lazy.me, None)  # nobody else votes with its key, or helps it
+            world.plot.friends.discard(lazy.me)
         random.choice(liars).attacks += (FALSE_FINDING,)

@@ -95,8 +95,10 @@ class World:
         for host in self.hosts:
             self.by_id.setdefault(host.me, []).append(host)
         self.genesis = self._found(self.hosts[:peers])
-        liars = [host.keys for host in self.hosts if host.attacks]
-        self.plot = Plot(self.genesis.chain_id, {keys.peer_id: keys for keys in liars})
+        liars = [host for host in self.hosts if host.attacks]
+        # Who only poisons keeps its key to itself: the machine is held to the protocol.
+        keys_told = {h.me: h.keys for h in liars if set(h.attacks) - {"poison", *POISONS}}
+        self.plot = Plot(self.genesis.chain_id, keys_told, {host.me for host in liars})
         self.invariants = Invariants(seed, self.genesis, self.by_id)
         self.works = Works(self)
         self.crash_before_persist: dict[int, int] = {}  # host -> number of the persist
