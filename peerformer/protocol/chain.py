@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from peerformer.protocol.certificates import decided_fault
 from peerformer.protocol.codec import U64, Hash, encode
+from peerformer.protocol.decided import Decided
 from peerformer.protocol.genesis import Genesis, Limits
 from peerformer.protocol.identity import hash_of, reveals
 from peerformer.protocol.membership import (
@@ -70,7 +71,7 @@ class Chain:
     chain_id: bytes
     base: Base
     bases: list[Base]  # the newest, oldest first: here others may begin
-    items: list[Certified]  # of the rounds after the base
+    items: Decided  # of the rounds after the base
     tip: int  # the newest decided round
     members: Members  # of round tip + 1
     past_members: dict[int, Members]
@@ -93,7 +94,7 @@ class Chain:
         self.chain_id = genesis.chain_id
         self.base = base or first_base(genesis)
         self.bases = [self.base]
-        self.items = []
+        self.items = Decided()
         self.tip = self.base.round
         self.members = self.base.members
         self.past_members = {}
@@ -222,7 +223,7 @@ class Chain:
         if not later:
             return range(0)
         gone = range(self.base.round + 1, later[-1].round + 1)
-        self.items = self.items[len(gone) :]
+        self.items.forget(len(gone))
         self.base = later[-1]
         self.bases = [base for base in self.bases if base.round >= self.base.round]
         return gone

@@ -22,12 +22,13 @@ from peerformer.events import snake_case
 from peerformer.protocol import state_form
 from peerformer.protocol.chain import Chain
 from peerformer.protocol.codec import MalformedError, Many, OneOf
+from peerformer.protocol.decided import Decided
 from peerformer.protocol.discovery import AddressBook, secret_of
 from peerformer.protocol.identity import HASH_CHAIN_LENGTH, HashChain, KeyPair, hash_of
 from peerformer.protocol.json_form import from_json, to_json
 from peerformer.protocol.machine import Machine
 from peerformer.protocol.membership import next_members
-from peerformer.protocol.messages import Packet, unpack
+from peerformer.protocol.messages import Certified, Packet, unpack
 from peerformer.protocol.outbox import Outbox
 from peerformer.protocol.state_form import LEAVES, Form, Given, Printed, refused
 
@@ -111,7 +112,7 @@ def _form(kind: Any) -> Form:
         return state_form.shared(kind, state_form.mapping(pairs, as_object=as_object))
     if kind in LEAVES:
         return LEAVES[kind]
-    return state_form.shared(kind, _SECRET_FORMS.get(kind) or _record(kind))
+    return state_form.shared(kind, _OWN_FORMS.get(kind) or _record(kind))
 
 
 def _forms(kinds: tuple[Any, ...]) -> tuple[Form, ...]:
@@ -204,7 +205,27 @@ def _read_hash_chain(data: Any, place: str, given: Given) -> HashChain:
     return chain
 
 
-_SECRET_FORMS: dict[Any, Form] = {
+# --- what is kept as bytes -----------------------------------------------------------------------
+
+
+def _show_decided(kept: Decided, place: str, printed: Printed) -> Any:
+    return [to_json(item, Certified) for item in kept]
+
+
+def _read_decided(data: Any, place: str, given: Given) -> Decided:
+    if not isinstance(data, list):
+        raise refused(place, "not a list")
+    kept = Decided()
+    for number, item in enumerate(data):
+        try:
+            kept.append(from_json(Certified, item))
+        except MalformedError as error:
+            raise refused(f"{place}[{number}]", str(error)) from error
+    return kept
+
+
+_OWN_FORMS: dict[Any, Form] = {
     KeyPair: (_show_keys, _read_keys),
     HashChain: (_show_hash_chain, _read_hash_chain),
+    Decided: (_show_decided, _read_decided),
 }

@@ -4,7 +4,7 @@ Each expectation looks at the stage as it stands and returns what it found inste
 the peers agree on (members, evictions, refusals) is looked up with every honest peer that is up.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from peerformer.events import CheckpointAwaited, Misbehaved, SyncFinished
@@ -282,9 +282,9 @@ def _machines(stage: Stage) -> list[tuple[int, Machine]]:
     return [(index, machine) for index, machine in found if machine is not None]
 
 
-def _decided(stage: Stage) -> list[Certified]:
+def _decided(stage: Stage) -> Sequence[Certified]:
     """Return the longest chain of an honest peer; the invariants compare the chains."""
-    chains = [machine.chain.items for _, machine in _machines(stage)]
+    chains: list[Sequence[Certified]] = [machine.chain.items for _, machine in _machines(stage)]
     return max(chains, key=len, default=[])
 
 

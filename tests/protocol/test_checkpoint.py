@@ -95,7 +95,7 @@ def test_a_chain_from_a_base_goes_on_like_one_from_the_genesis() -> None:
     assert (mine.tip, mine.head, mine.members, mine.beacon, mine.state_root, mine.admitted) == (
         true.tip, true.head, true.members, true.beacon, true.state_root, true.admitted,
     )  # fmt: skip
-    assert mine.item(100) is None and mine.item(101) is true.item(101) and mine.item(206) is None
+    assert mine.item(100) is None and mine.item(101) == true.item(101) and mine.item(206) is None
     assert all(mine.beacon_of(n) == true.beacon_of(n) for n in (100, 101, 150, TIP))
     assert mine.leaders() == true.leaders() and mine.joins_left() == true.joins_left() == 1
     other = draft(true, PEERS[1])
