@@ -41,8 +41,9 @@ FAULT_CHANCE = 0.002  # at each fault point; a peer passes about forty in a roun
 BACK_SECONDS_MAX = 90.0
 FIRST_COMPARED = 3  # the loss of the rounds before falls so fast that a round's delay is more
 LOSS_GAP_MAX = 0.01
-# Less noise in the loss than with the rates and batches of `nano`; `loss_gap_by_chance` is left.
+# Prose, whose loss stays far from nothing; and less noise than with the settings of `nano`.
 STEADY = {
+    "data.path": str(Path(__file__).parents[1] / "docs"),
     "training.batch_size": 32,
     "optimizer.muon_learning_rate": 0.005,
     "optimizer.learning_rate": 0.001,
