@@ -220,7 +220,8 @@ class Node:
                 self.on_report(effect)
 
     def _drop_old_blobs(self, decided: int) -> None:
-        for number in [n for n in self._blob_rounds if n <= decided - ROUNDS_SERVED]:
+        oldest = min(decided - ROUNDS_SERVED + 1, self.peer.machine.sync.oldest_needed)
+        for number in [n for n in self._blob_rounds if n < oldest]:
             for key in self._blob_rounds.pop(number):
                 self.blobs.discard(key)
 

@@ -466,7 +466,8 @@ class Machine:
             if isinstance(operation, Return):
                 self.company.last_contributed[operation.rejoin.sender] = number  # it is waited for
         decided.attested = True  # too late to attest it, whatever still arrives
-        self.sync.last, self.sync.computed = decided, self.ballot.headers.applied
+        computed = self.ballot.headers.applied
+        self.sync.on_decided(item.header, decided, computed, more_to_come=more_to_come)
         self.timing.note_round(self.now - decided.began)
         reports.report_decided(self.outbox, item, before, self.chain.members, decided, self.now)
         if not more_to_come:

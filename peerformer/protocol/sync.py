@@ -1,11 +1,12 @@
 """Bringing the agreed state up with the chain: by contributions, or by proven chunks.
 
 The chain of certified headers says which state root is the agreed one; a height is taken from a
-certificate only, never from a peer's claim. If the state is one round behind and the contributions
-can be had, it is computed; otherwise its chunks are fetched from whoever has them, each proven
-against the root. If nobody has it (the power of all failed before any had saved it), what is saved
-is brought up round by round, from the contributions that everybody keeps. A claim of a later round
-only makes us ask for headers.
+certificate only, never from a peer's claim. If the state is a few rounds behind and the
+contributions can be had for less, it is computed round by round; otherwise its chunks are fetched
+from whoever has them, each proven against the root. What others decide meanwhile is gathered, so
+that a fetch may take many rounds. If nobody has the state (the power of all failed before any had
+saved it), what is saved is brought up from the contributions that everybody keeps. A claim of a
+later round only makes us ask for headers.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from peerformer.protocol.conduct import ROUNDS_SERVED
 from peerformer.protocol.effects import Adopt, Applied, Apply, FetchState
 from peerformer.protocol.identity import hash_of, name_of
 from peerformer.protocol.membership import peers_of
-from peerformer.protocol.messages import HEADERS_MAX, AskHeaders, Certified, Headers
+from peerformer.protocol.messages import HEADERS_MAX, AskHeaders, Certified, Header, Headers
 from peerformer.protocol.newcomer_packets import BaseOf
 from peerformer.protocol.outbox import Outbox
 from peerformer.protocol.refusals import NORM
@@ -30,6 +31,8 @@ HEADERS_SECONDS = 3.0  # to wait for headers that are claimed, before a state is
 HELP_SECONDS = 0.5  # between two answers to a peer that is behind
 ALONE_SECONDS = 3.0  # to wait for others who may give the state, before it is computed alone
 RETRY_SECONDS = 1.0  # after a fetch of the state failed
+REPLAYED_MAX = 4  # rounds computed though nothing was gathered: well within ROUNDS_SERVED
+REPLAYED_SIZE_MAX = 1 << 29  # bytes of contributions that are gathered: half of what a peer keeps
 LOOK_BACK_SECONDS = 10.0  # between two requests for what a peer's chain was long ago
 
 
@@ -48,6 +51,7 @@ class Sync:
     compute_failed: int = 0  # the round whose contributions could not be had, or led elsewhere
     led_elsewhere: int = 0  # the round whose contributions led to another state than was agreed
     replaying: bool = False  # nobody gives the state: compute it round by round
+    gathered_from: int | None = None  # contributions of this round and all later ones are ordered
     alone_since: float | None = None  # nobody is here who could give the state
     heard_at: float = 0.0  # when somebody last claimed or gave something new
     claims: dict[bytes, int] = field(default_factory=dict)  # tips that peers said they have
@@ -71,13 +75,30 @@ class Sync:
     def to_compute(self) -> int | None:
         """The round whose state is to be computed from its contributions next, None for none."""
         number, tip = self.state_round + 1, self.chain.tip
-        if self.state_round < 0 or number > tip or number == self.compute_failed:
+        if self.state_round < 0 or number > tip or number == self.compute_failed or self.fetching:
             return None
-        if self.chain.item(number) is None:  # it is older than the chain here
+        if number not in self.chain.past_members:  # it is older than the chain here, or very old
             return None
-        return (
-            number if number == tip or (self.replaying and tip - number < ROUNDS_SERVED) else None
-        )
+        return number if number == tip or self._can_be_replayed(number) else None
+
+    def _can_be_replayed(self, number: int) -> bool:
+        """Whether to compute the states from a round on, rather than to fetch that of the tip."""
+        if self.replaying:
+            return self.chain.tip - number < ROUNDS_SERVED
+        gathered = self.gathered_from is not None and self.gathered_from <= number
+        return (gathered or self.chain.tip - number < REPLAYED_MAX) and self._is_worth_it(number)
+
+    def _is_worth_it(self, number: int) -> bool:
+        """Whether the contributions from a round on are fewer bytes than the state."""
+        headers = (self.chain.item(later) for later in range(number, self.chain.tip + 1))
+        entries = (entry for item in headers if item for entry in item.header.contributions)
+        size_max = min(self.chain.genesis.state_size, REPLAYED_SIZE_MAX)
+        return sum(entry.size for entry in entries) < size_max
+
+    @property
+    def oldest_needed(self) -> int:
+        """The first round whose contributions I still need."""
+        return self.chain.tip + 1 if self.gathered_from is None else self.state_round + 1
 
     @property
     def uncollected(self) -> int | None:
@@ -190,7 +211,7 @@ class Sync:
         if self.state_round < 0 and not self.claims:
             return  # nobody has greeted yet
         number = self.to_compute
-        if number is not None:
+        if number == tip or (number is not None and not more_to_come):
             self._compute(number)
         elif not more_to_come:
             self._fetch(now)
@@ -212,18 +233,49 @@ class Sync:
         collection = self.last
         if collection is None or collection.number != number:
             return  # the machine begins one: see `uncollected`
+        missing = self._order(header, collection)
+        if not missing:
+            self.computed[apply] = None
+            self.outbox.work(apply)
+
+    def _order(self, header: Header, collection: Collection) -> set[bytes]:
+        """Fetch the contributions of a decided round; returns whose are not here yet."""
         wanted = {entry.peer: (entry.blob_hash, entry.size) for entry in header.contributions}
         missing = collection.missing(wanted)
         wanting = sorted(author for author in missing if not collection.asks_others(author))
         if wanting:
-            voters = self.chain.past_members[number].voters
+            voters = self.chain.past_members[header.round].voters
             nearby = sorted(self.outbox.connected) if self.outbox.gossips else ()
             holders = (*nearby, *(peers_of(voters, header.attesters) or ()))
             for author in wanting:
                 collection.fetch(author, *wanted[author], (*holders, author))
-        if not missing:
-            self.computed[apply] = None
-            self.outbox.work(apply)
+        return missing
+
+    def on_decided(
+        self,
+        header: Header,
+        collection: Collection,
+        computed: dict[Apply, Applied | None],
+        *,
+        more_to_come: bool,
+    ) -> None:
+        """Note what is held of a round that was just decided; gather it if it is for later.
+
+        Later is when the state that is being fetched, or the rounds being computed, have come to
+        it. Where it is much to gather, or the round is an old one, a newer state is fetched then.
+        """
+        if self.to_compute in (None, header.round):
+            self.last, self.computed = collection, computed
+        if self.fetching:
+            base, is_for_later = self.fetching.round, True
+        else:
+            base = self.state_round
+            is_for_later = 0 <= base < header.round - 1 and not more_to_come
+        if not is_for_later or not self._is_worth_it(base + 1):
+            self.gathered_from = None
+            return
+        self.gathered_from = self.gathered_from or header.round
+        self._order(header, collection)
 
     def on_applied(self, apply: Apply, outcome: Applied, now: float) -> None:
         """Adopt a computed state if it is the agreed one."""

@@ -108,6 +108,7 @@ class Host:
     disk: Disk = field(default_factory=Disk)
     snapshot: tuple[int, bytes] | None = None  # the newest state saved, and its round
     snapshot_every: int = 1
+    served: dict[bytes, bytes] = field(default_factory=dict)  # root -> older state in use by others
     blobs: WorldBlobs = field(default_factory=WorldBlobs)
     peer: Participant | None = None
     life: int = 0  # grows at each crash: what was scheduled for an earlier life is void

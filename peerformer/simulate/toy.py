@@ -34,7 +34,7 @@ def first_state() -> bytes:
 
 @dataclass(slots=True)
 class ToyBench:
-    """A bench whose state is 32 bytes."""
+    """A bench whose state is 32 bytes, as often as the first one has them."""
 
     me: bytes
     poisons: bool = False
@@ -79,7 +79,8 @@ class ToyBench:
         if round_number != self.round + 1:
             return None
         parts = [part for pair in blobs for part in pair]
-        state = hash_of("toy state", self.state, seed, *parts)
+        copies = len(self.state) // STATE_SIZE_BYTES
+        state = copies * hash_of("toy state", self.state, seed, *parts)
         root = state_root(state)
         self.computed[root] = state
         return Applied(root, ())
@@ -132,11 +133,12 @@ class ToyReplicas:
 
     def first_state(self) -> bytes:
         """Return the state of round 0."""
-        return first_state()
+        return self.state_size // STATE_SIZE_BYTES * first_state()
 
     def bench(self, me: bytes, life: int, *, poisons: bool) -> ToyBench:
         """Return a bench at round 0."""
-        return ToyBench(me, poisons=poisons, life=life, audited=self.audited)
+        state = self.first_state()
+        return ToyBench(me, poisons=poisons, life=life, state=state, audited=self.audited)
 
     def state_of(self, bench: Any) -> tuple[int, bytes]:
         """Return the round and the bytes of the bench's agreed state."""

@@ -6,11 +6,20 @@ from peerformer.byzantine import Byzantine
 from peerformer.protocol.codec import MalformedError
 from peerformer.protocol.effects import FetchBlob, FetchState
 from peerformer.protocol.identity import blob_hash
-from peerformer.protocol.merkle import MerkleTree, check_leaf, leaf_count, leaf_span
+from peerformer.protocol.merkle import (
+    MerkleTree,
+    check_leaf,
+    leaf_count,
+    leaf_span,
+    state_root,
+)
 from peerformer.simulate.host import Host
 
 if TYPE_CHECKING:
     from peerformer.simulate.world import World
+
+
+STATES_IN_USE_MAX = 5  # by so many who fetch, as at a node
 
 
 def copied(world: "World", host: Host, source: Host, work: FetchBlob | FetchState) -> bool:
@@ -34,10 +43,22 @@ def copied(world: "World", host: Host, source: Host, work: FetchBlob | FetchStat
     return True
 
 
+def hold_on(world: "World", work: FetchState) -> None:
+    """Let sources keep the state that somebody begins to fetch, however long it takes."""
+    for source in (host for peer in work.sources for host in world.by_id.get(peer, ())):
+        if source.peer is not None:
+            number, state = world.replicas.state_of(source.peer.bench)
+            if number == work.round and state_root(state) == work.state_root:
+                source.served[work.state_root] = state
+                if len(source.served) > STATES_IN_USE_MAX:
+                    del source.served[next(iter(source.served))]
+
+
 def _copied_state(world: "World", host: Host, source: Host, work: FetchState) -> bool:
     """Copy a state chunk by proven chunk."""
     assert host.peer is not None and source.peer is not None
     _, state = world.replicas.state_of(source.peer.bench)
+    state = source.served.get(work.state_root, state)
     if isinstance(source.peer, Byzantine):
         state = source.peer.state_to_serve(state)
     tree = MerkleTree(len(state), lambda start, end: state[start:end])

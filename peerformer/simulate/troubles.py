@@ -24,6 +24,7 @@ from peerformer.simulate.learned import Learned, learned
 from peerformer.simulate.plan import LIARS_TOLD, Plan
 from peerformer.simulate.power import await_power_failure
 from peerformer.simulate.schedules import Schedules
+from peerformer.simulate.slow_lines import catch_up, drawn_state_size, slow_a_line
 from peerformer.simulate.toy import ToyReplicas
 from peerformer.simulate.world import LIMITS, World
 
@@ -70,7 +71,8 @@ class Outcome:
 def replicas_of(plan: Plan, seed: int, limits: Limits) -> Replicas:
     """Return the replicas that a plan asks for."""
     if plan.replica == "toy":
-        return ToyReplicas(audited=limits.audit_permille > 0)
+        audited = limits.audit_permille > 0
+        return ToyReplicas(drawn_state_size(plan, seed), audited=audited)
     from peerformer.simulate.real import RealReplicas  # and torch, only where it is asked for
 
     audited = limits.audit_permille > 0
@@ -128,6 +130,7 @@ class Troubled:
         self._schedule()
         if plan.has("crashes"):
             await_power_failure(self)
+            slow_a_line(self)
 
     def _size(self) -> int:
         if self.about_locks:
@@ -379,6 +382,7 @@ class Troubled:
                 self._heal()
                 self._go_on()
                 self._arrive()
+                catch_up(self, PATIENCE_SECONDS)
             self._measure_last()
         except Violation as violation:
             outcome.violation = violation

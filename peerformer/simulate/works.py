@@ -23,7 +23,7 @@ from peerformer.protocol.effects import (
     WorkFinished,
 )
 from peerformer.simulate.host import Host
-from peerformer.simulate.transfers import copied
+from peerformer.simulate.transfers import copied, hold_on
 
 if TYPE_CHECKING:
     from peerformer.simulate.world import World
@@ -138,9 +138,12 @@ class Works:
         self.world.soon(host, WorkFinished(work, reached), 0.05)
 
     def _fetch(self, host: Host, work: Fetch, then: Callable[..., None]) -> None:
-        deadline = self.world.now + FETCH_SECONDS_MAX
+        if isinstance(work, FetchState):
+            hold_on(self.world, work)
+        seconds = self.fetch_seconds(host, work)
+        deadline = self.world.now + seconds + FETCH_SECONDS_MAX
         attempt = partial(self._attempt, host, work, then, deadline, host.life)
-        self.world.at(self.fetch_seconds(host, work), attempt)
+        self.world.at(seconds, attempt)
 
     def _attempt(
         self, host: Host, work: Fetch, then: Callable[..., None], deadline: float, life: int

@@ -236,6 +236,7 @@ class World:
         host.effects_until_crash = None
         host.timers.clear()
         host.blobs.lose_fleeting()
+        host.served.clear()
         for other in list(host.links):
             self._cut(host, self.hosts[other])
 

@@ -21,7 +21,9 @@ from peerformer.node.directory import SwarmDirectory
 from peerformer.node.evidence import evidence_file
 from peerformer.node.keyring import save_key
 from peerformer.node.overview import overview
+from peerformer.node.reach import Reach
 from peerformer.node.supervisor import Supervisor
+from peerformer.protocol.conduct import ROUNDS_SERVED
 from peerformer.protocol.identity import KeyPair, name_of
 from peerformer.settings import resolve
 from peerformer.train.privacy import epsilon
@@ -71,9 +73,13 @@ def start(supervisor: Supervisor, attacks: dict[str, str] | None = None) -> list
     return names
 
 
-def until(supervisor: Supervisor, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+def until(
+    supervisor: Supervisor,
+    condition: Callable[[dict[str, Any]], bool],
+    seconds: float = SECONDS_MAX,
+) -> dict[str, Any]:
     """Look until a condition holds; fails with the last look after a while."""
-    deadline = time.monotonic() + SECONDS_MAX
+    deadline = time.monotonic() + seconds
     while True:
         now = overview(supervisor.swarm)
         if condition(now):
@@ -336,3 +342,28 @@ def test_two_whose_newest_state_was_saved_nowhere_make_it_again(supervisor: Supe
             assert roots(again, name)[last] == max(decided.values(), key=max)[last]
     finally:
         again.stop()
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(400)
+def test_a_state_that_takes_longer_to_fetch_than_many_rounds_is_brought_to_the_tip(
+    supervisor: Supervisor,
+) -> None:
+    """Slow uplinks: what the others decide meanwhile is gathered, and computed in the end."""
+    wide = {"model.hidden_size": 192, "model.intermediate_size": 768, "model.num_layers": 2}
+    config = small(4, **wide, **{"swarm.codec": "sparse-2bit", "model.head_dim": 96})
+    supervisor.found(config, lambda _: None)
+    *names, late = [directory.name for directory in supervisor.swarm.peers()]
+    slow = Reach(upload_bytes_per_second=150_000)
+    options = PeerOptions(threads=1, validates=False, reach=slow)
+    supervisor.await_listening([supervisor.start(name, options) for name in names])
+    at_round(supervisor, 6, names)
+    supervisor.await_listening([supervisor.start(late, options)])
+    until(supervisor, lambda now: row(now, late)["accepted"] > 0, seconds=300)
+    journal = list(read_journal(supervisor.swarm.peer(late).journal))
+    (fetched,) = (event for event in journal if isinstance(event, events.SyncFinished))
+    ends = next(number for number, event in enumerate(journal) if event == fetched)
+    missed = [e for e in journal[:ends] if isinstance(e, events.RoundCommitted)]
+    behind = max(e.round for e in missed) - fetched.round
+    print(f"{fetched.bytes / 1e6:.1f} MB in {fetched.seconds:.0f} s: {behind} rounds behind")
+    assert behind > ROUNDS_SERVED, "a faster line than was meant"

@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 
+from peerformer.events import SyncFinished
 from peerformer.protocol.checkpoint import BASE_KEY, HEADER_PREFIX
-from peerformer.protocol.effects import Command
+from peerformer.protocol.effects import Command, FetchState
 from peerformer.simulate.plan import Plan
+from peerformer.simulate.slow_lines import LARGE_STATE_BYTES
+from peerformer.simulate.toy import ToyReplicas
 from peerformer.simulate.troubles import Troubled
 from peerformer.simulate.world import World
 
@@ -124,6 +127,56 @@ def test_who_comes_back_to_a_swarm_that_went_on_fetches_its_state_and_replays_no
     assert run_to(world, 12, [0, 1, 2, 3])
     fetched = [e for e in world.hosts[0].reports if type(e).__name__ == "SyncFinished"]
     assert fetched and machine(world, 0).sync.state_round >= 7
+
+
+def large_states(seed: int) -> World:
+    """Four peers whose state is many times the contributions of a round."""
+    return World(seed, 4, replicas=ToyReplicas(LARGE_STATE_BYTES))
+
+
+def fetched_by(world: World, index: int) -> list[int]:
+    reports = world.hosts[index].reports
+    return [event.round for event in reports if isinstance(event, SyncFinished)]
+
+
+def test_who_missed_a_few_rounds_computes_them_where_that_is_less_than_the_state() -> None:
+    world = large_states(7)
+    world.start()
+    assert run_to(world, 3, [0, 1, 2, 3])
+    world.crash(0)
+    assert run_to(world, world.tip(0) + 2, [1, 2, 3])
+    world.boot(0)
+    assert world.run(seconds=60, until=lambda: world.tip(0) > 5 and machine(world, 0).sync.ready)
+    assert fetched_by(world, 0) == []
+
+
+@pytest.mark.parametrize("replicas", [ToyReplicas(), ToyReplicas(LARGE_STATE_BYTES)])
+def test_a_state_that_takes_many_rounds_to_fetch_is_enough_if_contributions_are_small(
+    replicas: ToyReplicas,
+) -> None:
+    """A state of 32 bytes is less than contributions: there nothing is gathered, and all is new."""
+    world = World(11, 4, replicas=replicas)
+    usual = world.works.fetch_seconds
+    world.works.fetch_seconds = lambda host, work: (
+        45.0 if host.index == 0 and isinstance(work, FetchState) else usual(host, work)
+    )
+    world.start()
+    assert run_to(world, 3, [0, 1, 2, 3])
+    world.crash(0)
+    assert run_to(world, 15, [1, 2, 3])
+    world.boot(0)
+    assert run_to(world, 15, [0])
+    came = world.run(seconds=200, until=lambda: machine(world, 0).sync.ready)
+    if replicas.state_size < LARGE_STATE_BYTES:
+        assert not came and len(fetched_by(world, 0)) >= 3
+        return
+    (fetched,) = fetched_by(world, 0)
+    assert came and world.tip(0) - fetched >= 8, "more rounds than contributions are served for"
+    last = world.tip(0)
+    assert run_to(world, last + 3, [0, 1, 2, 3])
+    header = machine(world, 1).chain.item(last + 3).header
+    assert world.hosts[0].me in {entry.peer for entry in header.contributions}
+    assert machine(world, 0).sync.oldest_needed > last  # what was gathered may go
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
