@@ -49,7 +49,7 @@ def phase_of(machine: Machine) -> str:
     voters = set(machine.chain.members.voters)
     greeted = machine.neighbourhood.greeted
     if not machine.sync.ready and (greeted or machine.me not in voters):
-        return "fetching state"
+        return "fetching state" if machine.sync.to_compute is None else "computing the state"
     if me is None:
         return "joining"
     if me.role == SUSPENDED:

@@ -1,5 +1,7 @@
 """What a peer says that it is doing is what keeps it from going on."""
 
+import pytest
+
 from peerformer.node.status import phase_of
 from peerformer.protocol.checkpoint import records_of
 from peerformer.protocol.machine import Machine
@@ -25,10 +27,13 @@ def test_a_voter_that_is_alone_waits_for_a_quorum_whether_it_has_the_state_or_no
         assert phase_of(restarted(PEERS[0], behind=behind)) == "waiting for a quorum"
 
 
-def test_whoever_has_somebody_to_ask_fetches_the_state() -> None:
-    machine = restarted(PEERS[0], behind=1)
+@pytest.mark.parametrize("behind", [1, 6])
+def test_whoever_has_somebody_to_ask_computes_a_few_rounds_or_fetches_the_state(
+    behind: int,
+) -> None:
+    machine = restarted(PEERS[0], behind=behind)
     machine.neighbourhood.greeted.add(PEERS[1])
-    assert phase_of(machine) == "fetching state"
+    assert phase_of(machine) == ("computing the state" if behind == 1 else "fetching state")
 
 
 def test_a_newcomer_fetches_the_state_before_it_is_anybody() -> None:
