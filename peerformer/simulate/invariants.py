@@ -182,10 +182,10 @@ class Invariants:
         self._check_lock(host, machine)
         chain = machine.chain
         seen = self._seen_tip.get((host.index, host.life), chain.base.round)
-        for item in chain.items[seen - chain.base.round :]:
-            self._check_decided(host, machine, item)
-        if machine.chain.tip != seen:
-            self._seen_tip[host.index, host.life] = machine.chain.tip
+        if chain.tip != seen:
+            for item in chain.items[seen - chain.base.round :]:
+                self._check_decided(host, machine, item)
+            self._seen_tip[host.index, host.life] = chain.tip
             self._check_bounds(host, machine)
 
     def _check_lock(self, host: Host, machine: Machine) -> None:
