@@ -5,7 +5,7 @@ send, count one's own vote. It adds what the rules leave to the machine: whose t
 to propose, how long to wait, and what a restart takes up again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 
 from peerformer import events
@@ -102,13 +102,13 @@ class Ballot:
 
     # --- proposing -----------------------------------------------------------------------------
 
-    def on_attestations(self, attested: set[bytes], awaited: set[bytes]) -> None:
+    def on_attestations(self, attested: Set[bytes], awaited: Callable[[], set[bytes]]) -> None:
         """Go on with what more attestations allow: hurry the leader, aggregate, propose."""
         if not self.votes or self.consensus.decided:
             return
         if len(attested) < quorum(len(self.consensus.voters)):
             return
-        if not (awaited <= attested or self.grace_over or self.consensus.view > 0):
+        if not (self.grace_over or self.consensus.view > 0 or awaited() <= attested):
             return
         if self.consensus.view == 0 and not self.hurried:
             self.hurried = True
@@ -147,7 +147,7 @@ class Ballot:
         attested = self.headers.collection.attestations
         if len(attested) < quorum(len(self.consensus.voters)):
             return
-        before = self.outbox.has_signed("proposal", self.number, view)
+        before = self.outbox.has_signed("proposal", self.number, view) if leads else None
         if before is None and view == 0 and not self.hurried:
             return  # attestations of some that live are still on their way
         body = self._proposed_before(before) if before else self.headers.draft(leads=leads)

@@ -230,17 +230,17 @@ def _record(kind: Any) -> tuple[Writer, Reader]:
     hints = get_type_hints(kind, include_extras=True)
     runs = groupby(fields(kind), key=lambda field: bool(_struct_format(hints[field.name])))
     writers: list[tuple[Callable[[object], Any], Writer]] = []
-    readers: list[Reader] = []
+    readers: list[tuple[bool, Reader]] = []  # whether it reads several fields at once
     for is_fixed, run in runs:
         names = [field.name for field in run]
         if is_fixed and len(names) > 1:
             write_fields, read_fields = _fixed_fields(names, [hints[name] for name in names])
             writers.append((attrgetter(*names), write_fields))
-            readers.append(read_fields)
+            readers.append((True, read_fields))
         else:
             coders = [_coder(hints[name]) for name in names]
             writers += zip(map(attrgetter, names), (write for write, _ in coders), strict=True)
-            readers += [_as_tuple(read) for _, read in coders]
+            readers += [(False, read_field) for _, read_field in coders]
 
     def write(value: object, out: bytearray) -> None:
         for part_of, write_part in writers:
@@ -249,9 +249,12 @@ def _record(kind: Any) -> tuple[Writer, Reader]:
     def read(data: bytes, start: int) -> tuple[Any, int]:
         values: list[Any] = []
         position = start
-        for read_fields in readers:
-            some, position = read_fields(data, position)
-            values += some
+        for are_several, read_part in readers:
+            value, position = read_part(data, position)
+            if are_several:
+                values += value
+            else:
+                values.append(value)
         return kind(*values), position
 
     return write, read
@@ -289,11 +292,3 @@ def _fixed_fields(names: list[str], hints: list[Any]) -> tuple[Writer, Reader]:
         return layout.unpack_from(data, start), end
 
     return write, read
-
-
-def _as_tuple(read_value: Reader) -> Reader:
-    def read(data: bytes, start: int) -> tuple[Any, int]:
-        value, end = read_value(data, start)
-        return (value,), end
-
-    return read

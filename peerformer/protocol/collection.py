@@ -38,16 +38,23 @@ class Company:
 
         Where messages go around a circle, most of them are not connected: all count as alive.
         """
-        members, here = self.chain.members, {self.outbox.keys.peer_id}
+        members, me = self.chain.members, self.outbox.keys.peer_id
         if members.committee:
             return set(members.contributors)
-        for peer in members.contributors:
-            member = members.get(peer)
-            if member is not None and peer in self.outbox.connected:
-                heard = max(self.last_contributed.get(peer, 0), member.joined)
-                if heard >= self.chain.tip - 1:
-                    here.add(peer)
-        return here & set(members.contributors)
+        return {peer for peer in members.contributors if peer == me or self._was_heard(peer)}
+
+    def _was_heard(self, peer: bytes) -> bool:
+        member, lately = self.chain.members.get(peer), self.chain.tip - 1
+        if member is None or peer not in self.outbox.connected:
+            return False
+        return member.joined >= lately or self.last_contributed.get(peer, 0) >= lately
+
+    def awaited(self) -> set[bytes]:
+        """Return whose attestations are worth waiting for."""
+        members = self.chain.members
+        return (
+            set(self.chain.leaders()) if members.committee else self.alive() & set(members.voters)
+        )
 
 
 @dataclass(slots=True)

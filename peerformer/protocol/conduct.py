@@ -8,6 +8,7 @@ attests only what it has decoded.
 """
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 from peerformer.protocol.attestations import Attestation
 from peerformer.protocol.codec import MalformedError
@@ -27,17 +28,18 @@ from peerformer.protocol.messages import (
 )
 
 ROUNDS_SERVED = 8  # W_serve: contributions are held, and served as evidence, for so many rounds
+SLOTTED: dict[type, str] = {
+    kind: kind.__name__.lower()
+    for kind in (Contribution, Attestation, Proposal, Prepare, Commit, Timeout)
+}
+OPPOSITES = {"commit": "timeout", "timeout": "commit"}  # a timeout may deny a commit
 SLOTS_PER_PEER_MAX = 256  # four rounds of a dozen views; more views than that are no accident
 
 
 def slot_of(statement: Statement) -> tuple[str, int, int] | None:
     """Return the slot in which a peer signs at most one statement, or None for kinds without."""
-    match statement:
-        case Contribution(round=number) | Attestation(round=number):
-            return type(statement).__name__.lower(), number, 0
-        case Proposal() | Prepare() | Commit() | Timeout():
-            return type(statement).__name__.lower(), statement.round, statement.view
-    return None
+    kind, signed = SLOTTED.get(type(statement)), cast(Any, statement)
+    return None if kind is None else (kind, signed.round, getattr(signed, "view", 0))
 
 
 def contradiction(first: Statement, second: Statement) -> str | None:
@@ -163,10 +165,11 @@ class Ledger:
             seen[slot] = envelope
             if len(seen) > SLOTS_PER_PEER_MAX:
                 del seen[max(seen, key=lambda key: key[2])]  # far views are a liar's padding
-        elif before is not None and before.body != envelope.body:
-            if contradiction(before.statement, statement):
-                return Contradiction(before, envelope)
-        opposite_kind = {"commit": "timeout", "timeout": "commit"}.get(slot[0])
+        elif before.body == envelope.body:
+            return None  # said again: what contradicts it was found when it came, or comes
+        elif contradiction(before.statement, statement):
+            return Contradiction(before, envelope)
+        opposite_kind = OPPOSITES.get(slot[0])
         if opposite_kind is None:
             return None
         opposites = (other for key, other in seen.items() if key[:2] == (opposite_kind, slot[1]))

@@ -126,6 +126,9 @@ class AddressBook:
 
     def learn(self, envelope: Envelope, told_from: str, now: float) -> str | None:
         """Take a record in that came from the address `told_from`; returns why not, or None."""
+        before = self.entries.get(envelope.sender)
+        if before and before.envelope == envelope and before.record.expires > now:
+            return None  # told again, as most are
         try:
             record = envelope.statement
         except MalformedError as error:
@@ -137,7 +140,6 @@ class AddressBook:
             return None
         if not now < record.expires <= now + RECORD_LIFETIME_SECONDS + CLOCK_SECONDS:
             return "expired, or valid for too long"
-        before = self.entries.get(peer)
         if before and before.record.expires > now and before.record.sequence >= record.sequence:
             return None
         entry = Entry(envelope, source_group_of(told_from), is_local(told_from), now)
@@ -237,8 +239,10 @@ class AddressBook:
         chosen no more often than whoever stands in another alone.
         """
         ready: dict[str, dict[int, list[bytes]]] = {}
-        for peer, entry in sorted(self.entries.items()) if count > 0 else ():
-            free = entry.table != MEMBER and not entry.dialling and entry.dial_after <= now
+        strangers = sorted(p for p, e in self.entries.items() if e.table != MEMBER)
+        for peer in strangers if count > 0 else ():
+            entry = self.entries[peer]
+            free = not entry.dialling and entry.dial_after <= now
             if free and entry.addresses and peer not in barred:
                 ready.setdefault(entry.table, {}).setdefault(entry.bucket, []).append(peer)
         taken, chosen = set(used), list[bytes]()

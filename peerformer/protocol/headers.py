@@ -59,7 +59,10 @@ class Headers:
     valid: set[bytes] = field(default_factory=set)
     voted: set[bytes] = field(default_factory=set)  # voted for before a restart
     applied: dict[Apply, Applied | None] = field(default_factory=dict)  # None: under way
-    _selected: tuple[Attestations, tuple[Operation, ...], Selection] | None = None  # the last
+    # The last of each, and what they were made of.
+    _selected: tuple[Attestations, tuple[Operation, ...], Selection] | None = None
+    _hashed: tuple[Attestations, bytes] | None = None
+    _admitted: tuple[list[Operation], tuple[Operation, ...]] | None = None
 
     @property
     def number(self) -> int:
@@ -78,7 +81,7 @@ class Headers:
         attestations = tuple(envelope for _, envelope in sorted(held.items()))
         operations = self._admissible_operations()
         selection = self._select(attestations, operations)
-        apply = self.apply_of(selection.accepted, attestations_hash(attestations))
+        apply = self.apply_of(selection.accepted, self._hash(attestations))
         outcome = self.outcome(apply, attestations)
         if not leads or outcome is None:
             return None
@@ -95,7 +98,7 @@ class Headers:
             parameters_hash=chain.genesis.parameters_hash,
             builder=me.peer,
             attesters=bits_of(chain.members.voters, {e.sender for e in attestations}),
-            attestations_hash=attestations_hash(attestations),
+            attestations_hash=self._hash(attestations),
             contributions=selection.accepted,
             refused=_with_norms(selection.refused, outcome.out_of_norm),
             operations=operations,
@@ -112,7 +115,15 @@ class Headers:
         self.valid.add(header.digest)
         return body
 
+    def _hash(self, attestations: Attestations) -> bytes:
+        if self._hashed is None or self._hashed[0] != attestations:
+            self._hashed = (attestations, attestations_hash(attestations))
+        return self._hashed[1]
+
     def _admissible_operations(self) -> tuple[Operation, ...]:
+        pending = list(self.operations.values())
+        if self._admitted is not None and self._admitted[0] == pending:
+            return self._admitted[1]
         chosen: tuple[Operation, ...] = ()
         for subject in sorted(self.operations):
             if len(chosen) == OPERATIONS_MAX:
@@ -120,6 +131,7 @@ class Headers:
             more = (*chosen, self.operations[subject])
             if self.chain.operations_fault(more) is None:
                 chosen = more
+        self._admitted = (pending, chosen)
         return chosen
 
     def _select(self, attestations: Attestations, operations: tuple[Operation, ...]) -> Selection:
@@ -204,7 +216,7 @@ class Headers:
             return "attestations repeated, unsorted or too few"
         if header.attesters != bits_of(voters, set(senders)) or not set(senders) <= set(voters):
             return "attesters do not match"
-        if header.attestations_hash != attestations_hash(attestations):
+        if header.attestations_hash != self._hash(attestations):
             return "other attestations than the header's"
         for envelope in attestations:
             if self.collection.attestations.get(envelope.sender) == envelope:

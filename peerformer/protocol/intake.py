@@ -105,19 +105,20 @@ def _take(machine: "Machine", peer: bytes, packet: Packet) -> None:
     neighbourhood = machine.neighbourhood
     if not _in_time(machine, peer, packet):
         return
-    match packet:
-        case Hello():
-            if neighbourhood.on_hello(peer, packet, machine.now):
-                machine.sync.on_claim(peer, packet.tip, machine.now)
-                machine.ballot.repeat_to(peer)
-            return
-        case AskGenesis():
-            machine.outbox.send(peer, GenesisBytes(machine.genesis.to_bytes()))
-            return
+    if isinstance(packet, Hello):
+        if neighbourhood.on_hello(peer, packet, machine.now):
+            machine.sync.on_claim(peer, packet.tip, machine.now)
+            machine.ballot.repeat_to(peer)
+        return
+    if isinstance(packet, AskGenesis):
+        machine.outbox.send(peer, GenesisBytes(machine.genesis.to_bytes()))
+        return
     if peer not in neighbourhood.greeted and machine.chain.members.get(peer) is None:
         blame(machine, peer, "spoke before greeting")
         return
-    fault = _of_round(machine, peer, packet) if _round_of(packet) else _aside(machine, peer, packet)
+    number = _round_of(packet)
+    of_round = _of_round(machine, peer, packet, number) if number else None
+    fault = of_round if number else _aside(machine, peer, packet)
     if fault:
         blame(machine, peer, fault)
 
@@ -126,6 +127,8 @@ def _in_time(machine: "Machine", peer: bytes, packet: Packet) -> bool:
     """Whether to attend to a packet: not if its kind came too often on this connection."""
     if peer not in machine.outbox.connected:
         return type(packet) not in RATES  # it is gone: whatever it wanted cannot be answered
+    if type(packet) not in RATES:
+        return True
     if isinstance(packet, AskHeaders) and machine.sync.goes_on(peer, packet.first_round):
         return True
     attended, flood = machine.rates.may_answer(peer, packet, machine.now)
@@ -219,9 +222,9 @@ def _on_headers(
     return None
 
 
-def _of_round(machine: "Machine", peer: bytes, packet: Packet) -> str | None:
+def _of_round(machine: "Machine", peer: bytes, packet: Packet, number: int) -> str | None:
     """Take in a packet about one round; returns its fault."""
-    number, current = _round_of(packet), machine.chain.tip + 1
+    current = machine.chain.tip + 1
     if number < current:
         return _of_the_past(machine, peer, packet, number)
     if number > current:

@@ -47,7 +47,7 @@ from peerformer.protocol.effects import (
 from peerformer.protocol.genesis import Genesis
 from peerformer.protocol.headers import Headers
 from peerformer.protocol.identity import HashChain, KeyPair
-from peerformer.protocol.membership import VOTER, Members, next_members, quorum
+from peerformer.protocol.membership import VOTER, Members, next_members
 from peerformer.protocol.messages import (
     Certified,
     Packet,
@@ -184,7 +184,7 @@ class Machine:
         The caller carries the effects out in order: what is persisted is durable before anything
         after it is sent. `now` is in seconds and never goes back.
         """
-        self.now = now = max(now, self.now)
+        self.now = now = now if now > self.now else self.now
         if self.forked:
             if event == Command("start"):
                 reports.report_fork(self.outbox, *self.forked)
@@ -325,12 +325,7 @@ class Machine:
         if current.attested and not current.grace_set:
             current.grace_set = True
             self.outbox.timer("propose", self.timing.attest_wait())
-        voters = self.chain.members.voters
-        if len(current.attestations) < quorum(len(voters)):
-            return
-        many = bool(self.chain.members.committee)
-        awaited = set(self.chain.leaders()) if many else self.company.alive() & set(voters)
-        self.ballot.on_attestations(set(current.attestations), awaited)
+        self.ballot.on_attestations(current.attestations.keys(), self.company.awaited)
 
     def _repeat_if_stuck(self, now: float) -> None:
         """Say again what I said when the vote makes no progress: a message may have been lost."""
@@ -422,16 +417,17 @@ class Machine:
             assert fault is None, f"a quorum decided what I hold invalid: {fault}"
             decided = self.ballot.consensus.decided
         was_ready = self.ballot.headers.state_ready
-        uncollected = self.sync.uncollected
-        if uncollected is not None:
-            self._collect_decided(uncollected)
-        self.sync.advance(now)
+        if not self.sync.ready:
+            uncollected = self.sync.uncollected
+            if uncollected is not None:
+                self._collect_decided(uncollected)
+            self.sync.advance(now)
         if self.training.is_too_late(self.collection):
             self.collection.sit_out(now)
         if self.paused and self.sync.ready and self.training.is_left_out(self.collection):
             self.collection.judge(now)
-        idle = self.training.is_due(self.collection)
-        if self.sync.ready != was_ready or (self.sync.ready and idle):
+        ready = self.sync.ready
+        if ready != was_ready or (ready and self.training.is_due(self.collection)):
             self._on_state(now)
             self.ballot.build()
             self.ballot.advance()

@@ -199,7 +199,9 @@ def signed_bytes(chain_id: bytes, kind: int, body: bytes) -> bytes:
 def sign(keys: KeyPair, chain_id: bytes, statement: Statement) -> Envelope:
     """Return the signed envelope of a statement."""
     kind, body = STATEMENTS.index(type(statement)), encode(statement)
-    return Envelope(keys.peer_id, kind, body, keys.sign(signed_bytes(chain_id, kind, body)))
+    envelope = Envelope(keys.peer_id, kind, body, keys.sign(signed_bytes(chain_id, kind, body)))
+    vars(envelope)["statement"] = statement  # as it would decode
+    return envelope
 
 
 def is_genuine(envelope: Envelope, chain_id: bytes) -> bool:

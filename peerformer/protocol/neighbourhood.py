@@ -228,6 +228,8 @@ class Neighbourhood:
 
     def _strangers(self, barred: set[bytes], now: float) -> list[bytes]:
         """Choose whom to dial beyond the members, so that no two are of one address group."""
+        if all(entry.table == MEMBER for entry in self.book.entries.values()):
+            return []
         held = self._held_strangers()
         used = {group_of(self.links[peer].address) for peer in held}
         for peer, entry in self.book.entries.items():

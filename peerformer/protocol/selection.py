@@ -6,7 +6,7 @@ least f + 1 honest ones, and honest ones are more than half of any quorum, no le
 all honest voters held, and f lying scorers alone neither save nor eject anybody.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -94,23 +94,19 @@ def select(
 
 
 def _judge(judgements: list[Judgement], enough: int, harm_micronats: int) -> Accepted | int:
-    held: dict[Accepted, int] = defaultdict(int)
-    for judgement in judgements:
-        if judgement.holds:
-            held[Accepted(judgement.peer, judgement.blob_hash, judgement.size)] += 1
+    held = Counter((one.blob_hash, one.size) for one in judgements if one.holds)
     supported = [entry for entry, count in held.items() if count >= enough]
     if len(supported) > 1:
         return EQUIVOCATED
     if not supported:
         bad = sum(not judgement.holds for judgement in judgements)
         return BAD if bad >= enough else UNSUPPORTED
-    chosen = supported[0]
+    blob_hash, size = supported[0]
+    chosen = Accepted(judgements[0].peer, blob_hash, size)
     scores = [
         judgement.score
         for judgement in judgements
-        if judgement.score is not None
-        and judgement.holds
-        and judgement.blob_hash == chosen.blob_hash
+        if judgement.score is not None and judgement.holds and judgement.blob_hash == blob_hash
     ]
     harmful = sum(score < -harm_micronats for score in scores)
     return HARMFUL if 2 * harmful > len(scores) else chosen

@@ -73,12 +73,13 @@ class Training:
             if not self.chain.genesis.limits.staleness:
                 return None
             number += 1
-        contributes = current.me in current.members.contributors
-        return number if contributes and number > self.ordered else None
+        if number <= self.ordered or current.me not in current.members.contributors:
+            return None
+        return number
 
     def is_due(self, current: Collection) -> bool:
         """Whether `order` would begin something now."""
-        begins = current.only_judges and not current.trained
+        begins = not current.trained and current.only_judges
         return begins or self.wanted(current) is not None
 
     def order(self, current: Collection, now: float) -> None:

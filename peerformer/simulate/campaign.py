@@ -116,6 +116,7 @@ def run_seeds(seeds: Iterable[int], plan: Plan) -> list[Outcome]:
     outcomes = []
     for seed in seeds:
         made = world_of(seed, plan)
+        made.world.trace = deque(maxlen=0)  # told by `replay`, of those that need telling
         outcomes.append(made.run())
         made.world.dismantle()
         if outcomes[-1].violation is not None:

@@ -32,6 +32,7 @@ from peerformer.protocol.messages import (
     HeaderBody,
     Join,
     Packet,
+    QuorumCertificate,
     Return,
     Timeout,
     signed_bytes,
@@ -79,14 +80,15 @@ class Invariants:
         self._certificates: set[tuple[int, bytes]] = set()  # those that were counted
         self._signatures: dict[tuple[bytes, bytes], bytes] = {}  # signer, message -> what is true
         self._attestations: dict[bytes, tuple[Envelope, ...]] = {}  # header digest -> its grounds
-        self._high: dict[tuple[int, int], tuple[int, int]] = {}
+        self._high: dict[int, tuple[int, int, QuorumCertificate | None]] = {}  # life, round, lock
+        self._sent: tuple[Host, Envelope] | None = None  # what was looked at last
 
     def fail(self, invariant: str, what: str) -> None:
         """Raise what must never happen."""
         raise Violation(self.seed, invariant, what)
 
     def _judged(self, host: Host) -> bool:
-        return host.honest or set(host.attacks) <= {"poison", *POISONS}
+        return not host.attacks or set(host.attacks) <= {"poison", *POISONS}
 
     # --- what a host writes and says -----------------------------------------------------------
 
@@ -119,6 +121,9 @@ class Invariants:
         envelope = getattr(packet, "envelope", None)
         if envelope is None or envelope.sender != host.me or not self._judged(host):
             return
+        if self._sent is not None and self._sent[0] is host and self._sent[1] is envelope:
+            return  # a broadcast
+        self._sent = (host, envelope)
         slot = slot_of(envelope.statement)
         if slot is None:
             return
@@ -190,11 +195,15 @@ class Invariants:
 
     def _check_lock(self, host: Host, machine: Machine) -> None:
         consensus = machine.ballot.consensus
+        life, number, lock = self._high.get(host.index, (-1, -1, None))
+        is_same_round = life == host.life and number == consensus.round
+        if is_same_round and consensus.high is lock:
+            return
         view = consensus.high.view if consensus.high else -1
-        number, before = self._high.get((host.index, host.life), (consensus.round, -1))
-        if number == consensus.round and view < before:
+        before = lock.view if is_same_round and lock else -1
+        if view < before:
             self.fail("a lock never falls", f"host {host.index} fell from view {before} to {view}")
-        self._high[host.index, host.life] = (consensus.round, view)
+        self._high[host.index] = (host.life, consensus.round, consensus.high)
 
     def _check_decided(self, host: Host, machine: Machine, item: Certified) -> None:
         header, number = item.header, item.header.round

@@ -32,8 +32,9 @@ class Network:
         if (source, target) in self.blocked or self.random.random() < self.loss:
             self.lost += 1
             return []
-        copies = 2 if self.random.random() < self.duplication else 1
-        return [queued + self.travel_seconds() for _ in range(copies)]
+        if self.random.random() < self.duplication:
+            return [queued + self.travel_seconds(), queued + self.travel_seconds()]
+        return [queued + self.travel_seconds()]
 
     def travel_seconds(self) -> float:
         """Return how long one message is under way, once it has left."""

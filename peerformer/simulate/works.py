@@ -49,7 +49,7 @@ class Works:
 
     def start(self, host: Host, work: Work) -> None:
         """Begin a work; its end is an event of the host."""
-        if isinstance(work, FetchBlob | FetchState):
+        if isinstance(work, Fetch):
             self._fetch(host, work, partial(self._fetched, host, work))
         elif isinstance(work, Dial):
             self._dial(host, work)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from random import Random
+from typing import Any, TypeVar
 
 from peerformer.adversary import POISONS, corrupt
 from peerformer.byzantine import Byzantine, Plot
@@ -52,7 +53,16 @@ from peerformer.simulate.works import Works
 TRACE_KEPT = 4_000
 FRAMES_KEPT = 4_096
 LIMITS = Limits(admission=ADMISSION_OPEN, joins_per_epoch=50, train_milliseconds_max=30_000)
+Key = TypeVar("Key")
+Kept = TypeVar("Kept")
 NO_LIES = ("poison", *POISONS, TWIN)  # the machine itself keeps to the protocol
+
+
+def remember(kept: dict[Key, Kept], key: Key, value: Kept) -> None:
+    """Keep what was made for a frame or packet: the copies of one broadcast need it again."""
+    if len(kept) >= FRAMES_KEPT:
+        del kept[next(iter(kept))]
+    kept[key] = value
 
 
 class World:
@@ -108,9 +118,15 @@ class World:
         self.steps = self.crashes = self.sent = self.sent_bytes = self.blobs_copied = 0
         self.record: dict[int, list[tuple[Event, float]]] = {}  # host -> what happened to it
         self.debugging = False  # let exceptions of a peer through, with their traceback
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        # When, in which order, to whom in which of its lives (None: to nobody), and what.
+        self._queue: list[tuple[float, int, Host | None, int, Any]] = []
         self._serial = count()
-        self._packed: tuple[Packet | None, bytes] = (None, b"")
+        self._packed: dict[Packet, bytes] = {}
+        self._sent_last: tuple[Packet | None, Host | None, Received] = (
+            None,
+            None,
+            Received(b"", b""),
+        )
         self._unpacked: dict[bytes, Packet] = {}
 
     def _key(self, index: int) -> bytes:
@@ -260,25 +276,24 @@ class World:
 
     def at(self, seconds: float, action: Callable[[], None]) -> None:
         """Do something `seconds` from now."""
-        heapq.heappush(self._queue, (self.now + seconds, next(self._serial), action))
+        heapq.heappush(self._queue, (self.now + seconds, next(self._serial), None, 0, action))
 
     def soon(self, host: Host, event: Event, seconds: float = 0.01) -> None:
         """Let something happen to a host, unless it crashes before."""
-        life = host.life
-
-        def deliver() -> None:
-            if host.life == life:
-                self.event(host, event)
-
-        heapq.heappush(self._queue, (self.now + seconds, next(self._serial), deliver))
+        when = self.now + seconds
+        heapq.heappush(self._queue, (when, next(self._serial), host, host.life, event))
 
     def run(self, *, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
         """Run for so much virtual time, or until a condition holds; tells whether it did."""
         end, queue = self.now + seconds, self._queue
         while queue and queue[0][0] <= end:
-            time, _, action = heapq.heappop(queue)
-            self.now = max(self.now, time)
-            action()
+            time, _, host, life, what = heapq.heappop(queue)
+            if time > self.now:
+                self.now = time
+            if host is None:
+                what()
+            elif host.life == life:
+                self.event(host, what)
             self.steps += 1
             if until():
                 return True
@@ -330,12 +345,12 @@ class World:
 
     def _carry_out(self, host: Host, effect: Effect) -> None:
         match effect:
-            case Persist(records, deleted):
-                self._persist(host, records, deleted)
             case Send(peer, packet):
                 self.trace.append((self.now, host.index, effect))
                 self.invariants.before_send(host, packet)
                 self._send(host, peer, packet)
+            case Persist(records, deleted):
+                self._persist(host, records, deleted)
             case SetTimer(name, seconds):
                 self._set_timer(host, name, seconds)
             case StartWork(work):
@@ -350,33 +365,38 @@ class World:
                 self.invariants.on_report(host, effect)
 
     def _send(self, host: Host, peer: bytes, packet: Packet) -> None:
-        if self._packed[0] is not packet:  # a broadcast is one packet, many times
-            self._packed = (packet, pack(packet))
-        frame = self._packed[1]
+        if (
+            self._sent_last[0] is not packet or self._sent_last[1] is not host
+        ):  # a broadcast is one packet, many times
+            frame = self._packed.get(packet)
+            if frame is None:
+                frame = pack(packet)
+                remember(self._packed, packet, frame)
+            self._sent_last = (packet, host, Received(host.me, frame))
         for target in self.by_id.get(peer, ()):
             stopped = self.network.stops(host.index, target.index, packet)
             if target.index in host.links and not stopped:
-                self._transmit(host, target, frame)
+                self._transmit(host, target, self._sent_last[2])
 
-    def _transmit(self, host: Host, target: Host, frame: bytes) -> None:
+    def _transmit(self, host: Host, target: Host, received: Received) -> None:
+        size_bytes = len(received.frame)
         self.sent += 1
-        self.sent_bytes += len(frame)
-        for delay in self.network.deliveries(host.index, target.index, len(frame), self.now):
-            self.soon(target, Received(host.me, frame), delay)
+        self.sent_bytes += size_bytes
+        for delay in self.network.deliveries(host.index, target.index, size_bytes, self.now):
+            self.soon(target, received, delay)
 
     def send(self, source: int, target: int, packet: Packet) -> None:
         """Send again what the network had stopped."""
-        if target in self.hosts[source].links:
-            self._transmit(self.hosts[source], self.hosts[target], pack(packet))
+        host = self.hosts[source]
+        if target in host.links:
+            self._transmit(host, self.hosts[target], Received(host.me, pack(packet)))
 
     def _unpack(self, frame: bytes) -> Packet:
         """Unpack as production does, but the copies of one broadcast only once."""
         packet = self._unpacked.get(frame)
         if packet is None:
             packet = unpack(frame)
-            if len(self._unpacked) >= FRAMES_KEPT:
-                del self._unpacked[next(iter(self._unpacked))]
-            self._unpacked[frame] = packet
+            remember(self._unpacked, frame, packet)
         return packet
 
     def _persist(
