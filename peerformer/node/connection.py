@@ -2,8 +2,9 @@
 
 An empty frame is a keep-alive: each side sends one when it has been idle, and a connection on which
 nothing has come for a while is closed as silent (`silence.py` states how fast). So is one whose
-peer takes nothing of what waits for it. A stranger may send small frames only. What all
-connections of a transport may hold together is the `Budget`'s to say.
+peer takes nothing of what waits for it. A stranger may send small frames only, and all strangers
+together so many a second: each waits for its turn. What all connections of a transport may hold
+together is the `Budget`'s to say.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from peerformer.node.dialling import joined
-from peerformer.node.limits import QUEUE_EXEMPT_BYTES, TransportLimits
+from peerformer.node.limits import FRAME_COST_BYTES, QUEUE_EXEMPT_BYTES, TransportLimits
 from peerformer.node.silence import Silence
 from peerformer.node.uplink import Uplink
 
@@ -41,7 +42,12 @@ class Budget:
     limits: TransportLimits
     traffic: Traffic = field(default_factory=Traffic)
     uplink: Uplink = field(default_factory=Uplink)
+    strangers: Uplink = field(default_factory=Uplink)  # the way in that they share
     connections: set["Connection"] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Limit the strangers."""
+        self.strangers.bytes_per_second = self.limits.strangers_bytes_per_second_max
 
     def may_queue(self, more: int, queued: int) -> bool:
         """Whether a connection that holds `queued` unsent bytes may hold `more`."""
@@ -86,6 +92,7 @@ class Connection:
         self.on_asked: Callable[[Connection], None] = lambda _: None  # to come
         self.frames_dropped = 0
         self.partial_bytes = 0  # of a frame that is not yet whole
+        self.waits_its_turn = False  # with all other strangers
         self._reader, self._writer = reader, writer
         self._budget, self._limits = budget, budget.limits
         self._frame_max = self._limits.stranger_frame_bytes_max
@@ -172,6 +179,9 @@ class Connection:
         try:
             while True:
                 size = int.from_bytes(await reader.readexactly(4), "little")
+                if self.waits_its_turn:
+                    cost = FRAME_COST_BYTES + min(size, self._frame_max)
+                    await self._budget.strangers.take(cost, message=True)
                 if size == COME_WORD:
                     silence.heard(clock())
                     self.on_asked(self)

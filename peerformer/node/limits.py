@@ -16,6 +16,7 @@ class TransportLimits:
     connections_per_key_max: int = 40  # one for messages, the rest for blobs
     stream_bytes_max: int = 64 * 1024  # read ahead, per connection
     stranger_frame_bytes_max: int = 64 * 1024  # a greeting and a request to join fit
+    strangers_bytes_per_second_max: float = 1024 * 1024  # in; a frame counts as 2 KiB more
     frame_bytes_max: int = 4 * 1024 * 1024  # the largest packet of the protocol
     frames_bytes_max: int = 256 * 1024 * 1024  # of frames not yet whole; then the largest is cut
     queue_bytes_max: int = 16 * 1024 * 1024  # unsent bytes of one connection; then frames drop
@@ -34,6 +35,8 @@ class TransportLimits:
     idle_fetchers_max: int = 4  # idle blob connections kept per peer
 
 
+# What a stranger's frame counts as beside its own bytes: looking at it is most of what it costs.
+FRAME_COST_BYTES = 2 * 1024
 # A queue below this is granted to every connection, however much all others hold.
 QUEUE_EXEMPT_BYTES = 64 * 1024
 

@@ -6,10 +6,15 @@ back when asked, which takes a millisecond, or a second where the heap is in ver
 is asked when the process has grown since, and now and then, for what was in use the last time may
 be free; and as seldom as keeps that below a hundredth of a processor. Other C libraries are left
 alone.
+
+Connections that end badly refer to themselves, with the buffers of their TLS. Python looks for such
+garbage when its objects have grown by a quarter, which beside those of PyTorch is next to never; so
+it is looked for before. What the process began with is not looked at again, so that this is quick.
 """
 
 import asyncio
 import ctypes
+import gc
 import time
 from collections.abc import Callable
 
@@ -35,16 +40,20 @@ async def give_back_memory(
 ) -> None:
     """Give free memory back, off the event loop."""
     trim, process = found_trim(), psutil.Process()
+    if not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
 
     def give_back() -> float:
         began = time.thread_time()
+        gc.collect()
         if trim is not None:
             trim(0)
         return time.thread_time() - began
 
     known_bytes, asked_at = process.memory_info().rss, time.monotonic()
     pause = look_seconds
-    while trim is not None:
+    while True:
         await asyncio.sleep(pause)
         pause = look_seconds
         has_grown = process.memory_info().rss >= known_bytes + GROWTH_BYTES_MIN

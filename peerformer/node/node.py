@@ -134,7 +134,6 @@ class Node:
         try:
             while self._events and not self._held and not self.stopped.done():
                 self._carry_all_out(self.peer.handle(self._events.pop(0), self.now()))
-                self._trust_greeted()
         except Exception as error:  # a bug of ours, or a disk that failed: stop before worse
             self.fail(error)
         finally:
@@ -175,11 +174,11 @@ class Node:
         if not self.stopped.done():
             self.stopped.set_result(reason)
 
-    def _trust_greeted(self) -> None:
-        for peer in self.peer.machine.neighbourhood.greeted:
-            connection = self.connections.get(peer)
-            if connection is not None:
-                connection.allow_large_frames()
+    def _trust(self, connection: Connection) -> None:
+        """Take large frames of who greeted, and let no member wait for strangers."""
+        if connection.peer_id in self.peer.machine.neighbourhood.greeted:
+            connection.allow_large_frames()
+        connection.waits_its_turn = connection.inbound and not self.is_member(connection.peer_id)
 
     def serve_blobs(self) -> None:
         """Let the transport serve what this node holds, to those who may fetch."""
@@ -340,6 +339,7 @@ class Node:
         self.connections[peer] = connection
         self.post(Connected(peer, connection.address, outbound=not connection.inbound))
         self.examiner.met(connection)
+        self._trust(connection)
         self.spawn(self._receive(connection))
 
     async def _receive(self, connection: Connection) -> None:
@@ -350,6 +350,7 @@ class Node:
                     self.on_frame(connection.peer_id, frame)
                 if not self.examiner.take(connection, frame):
                     self.post(Received(connection.peer_id, frame))
+                    self._trust(connection)
         except ConnectionClosed:
             if self.connections.get(connection.peer_id) is connection:
                 del self.connections[connection.peer_id]

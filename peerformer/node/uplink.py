@@ -4,7 +4,8 @@ Messages go first: a vote waits for no contribution, only for votes. What is gra
 is in the bucket by one piece, and is owed: so a piece larger than the bucket still goes, and over
 time no more leaves than the cap says. Without a cap nothing waits. (Token bucket: Tanenbaum and
 Wetherall, "Computer Networks", 5.4.2.) It counts what TLS is given, not the few per cent that TLS,
-TCP and IP add; it knows no peer.
+TCP and IP add; it knows no peer. A relay's flows, and what strangers send to a node, go through one
+of their own.
 """
 
 import asyncio

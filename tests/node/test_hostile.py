@@ -12,8 +12,10 @@ from peerformer import events
 from peerformer.journal import read_journal
 from peerformer.node.assemble import PeerOptions
 from peerformer.node.directory import SwarmDirectory
-from peerformer.node.founding import found
+from peerformer.node.founding import found, limits_of
 from peerformer.node.keyring import save_key
+from peerformer.node.known_round import KnownBench, known_genesis, known_node, meet
+from peerformer.node.limits import FRAME_COST_BYTES
 from peerformer.node.process import Running
 from peerformer.node.transport import Connection, ConnectionClosed, Transport
 from peerformer.protocol.conduct import Exhibit
@@ -191,5 +193,58 @@ def test_a_training_that_blows_up_is_not_sent(tmp_path: Path) -> None:
             )
             assert nan is None
             await rounds_later(running, 2)
+
+    asyncio.run(story())
+
+
+def test_a_flood_of_a_stranger_is_let_in_slowly(tmp_path: Path) -> None:
+    """What is old news is no fault, so only its pace can be limited."""
+
+    async def story() -> None:
+        async with one_peer(tmp_path) as running:
+            await rounds_later(running, 2)
+            chain_id, node = running.peer.machine.chain.chain_id, running.node
+            taken, loop = 0, asyncio.get_running_loop()
+
+            def count(*_: object) -> None:
+                nonlocal taken
+                taken += 1
+
+            node.on_frame = count
+            transport, connection = await dial(running)
+            connection.send(pack(Hello(PROTOCOL_VERSION, chain_id, 0, None)))
+            old = pack(Said(sign(KeyPair.from_seed(STRANGER), chain_id, Prepare(1, 0, bytes(32)))))
+            began, until = loop.time(), running.peer.machine.chain.tip + 3
+            while running.peer.machine.chain.tip < until:
+                for _ in range(100):
+                    connection.send(old)
+                await asyncio.sleep(0.01)
+            budget = node.transport.budget.strangers
+            assert budget.bytes_per_second is not None
+            frames_max = (loop.time() - began) * budget.bytes_per_second / FRAME_COST_BYTES
+            assert 0 < taken <= frames_max + 64  # at once, after a pause
+            assert node.connections[KeyPair.from_seed(STRANGER).peer_id].waits_its_turn
+            await transport.close()
+
+    asyncio.run(story())
+
+
+def test_members_do_not_wait_with_strangers(tmp_path: Path) -> None:
+    async def story() -> None:
+        config, seeds = resolve(size="nano").config, (SEED, STRANGER)
+        genesis, first = known_genesis(config, limits_of(config), list(seeds))
+        benches = [KnownBench(config, first) for _ in seeds]
+        nodes = [
+            await known_node(tmp_path, genesis, seed, bench, lambda *_: None, "127.0.0.1")
+            for seed, bench in zip(seeds, benches, strict=True)
+        ]
+        try:
+            await meet(nodes)
+            connections = [one for node in nodes for one in node.connections.values()]
+            assert {one.inbound for one in connections} == {True, False}
+            assert not any(one.waits_its_turn for one in connections)
+        finally:
+            for node in nodes:
+                await node.close()
 
     asyncio.run(story())

@@ -126,6 +126,33 @@ def test_frames_flow_both_ways_and_each_end_knows_the_other_by_its_key(run_any) 
     run_any(story())
 
 
+def test_all_strangers_share_one_way_in_and_members_never_wait_for_them(run_any) -> None:
+    slow = replace(LIMITS, strangers_bytes_per_second_max=32_768.0)  # 16 small frames a second
+
+    async def story() -> None:
+        async with pair(slow) as both:
+            (stranger, from_stranger), (member, from_member) = [
+                await both.connect() for _ in range(2)
+            ]
+            from_stranger.waits_its_turn = True
+            for _ in range(40):
+                assert stranger.send(b"junk") and member.send(b"vote")
+            taken: list[bytes] = []
+
+            async def take_from(connection: Connection) -> None:
+                for _ in range(40):
+                    taken.append(await connection.receive())
+
+            began = asyncio.get_running_loop().time()
+            strangers = asyncio.ensure_future(take_from(from_stranger))
+            await take_from(from_member)
+            assert taken.count(b"vote") == 40 and taken.count(b"junk") < 20  # a burst is let in
+            await strangers
+            assert asyncio.get_running_loop().time() - began > 1.0 and taken.count(b"junk") == 40
+
+    run_any(story())
+
+
 def test_two_may_close_a_connection_at_once_though_the_other_end_does_not_answer(run) -> None:
     async def story() -> None:
         async with pair(replace(LIMITS, close_seconds_max=0.0)) as both:
