@@ -20,6 +20,9 @@ CREATE = "$(PYTHON)" -m venv $(VENV)
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile
 endif
 
+# Tests start Python by the hundred: without bytecode of torch each start takes two seconds more.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check coverage check-deep trials format docs clean
 
 demo: $(VENV)/run.stamp
