@@ -19,7 +19,11 @@ carry an eighth, so that each peer has a core to itself, and all times are told 
 `cores_busy` says how much of both was used. The protocol's own waits are not stretched: in
 proportion they are shorter here. Disks are shared too: `--keep /dev/shm/NAME` runs it in memory.
 
-    python benchmarks/slow_link.py [--quick] [--rounds 12] [--stretch 8] [--alone] [--json]
+The larger the model, the longer DDP takes for a step, and the swarm hardly longer for a round. What
+ends that here is that eight steps must be computed by two cores in the time of one.
+
+    python benchmarks/slow_link.py [--quick] [--rounds 12] [--stretch 8] [--width 256] [--layers 4]
+        [--alone] [--json]
 """
 
 import sys
@@ -203,11 +207,15 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, help=f"{FULL.rounds}; with --quick {QUICK.rounds}")
     parser.add_argument("--stretch", type=float, help=f"{FULL.stretch}; --quick {QUICK.stretch}")
+    parser.add_argument("--width", type=int, help=f"{FULL.width}; --quick {QUICK.width}")
+    parser.add_argument("--layers", type=int, help=f"{FULL.layers}; --quick {QUICK.layers}")
+    parser.add_argument("--ddp-steps-timed", type=int, help=f"{FULL.ddp_steps_timed}")
     parser.add_argument("--alone", action="store_true", help="without DDP and hivemind beside it")
     given = parser.parse_args()
     need_namespaces()
     size = QUICK if given.quick else FULL
-    size = replace(size, rounds=given.rounds or size.rounds, stretch=given.stretch or size.stretch)
+    names = ("rounds", "stretch", "width", "layers", "ddp_steps_timed")
+    size = replace(size, **{name: getattr(given, name) or getattr(size, name) for name in names})
     torch.set_num_threads(1)
     lines = SlowNetwork(
         PEERS, megabits=MEGABITS / size.stretch, delay_seconds=DELAY_SECONDS * size.stretch
