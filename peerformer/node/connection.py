@@ -179,9 +179,8 @@ class Connection:
         try:
             while True:
                 size = int.from_bytes(await reader.readexactly(4), "little")
-                if self.waits_its_turn:
-                    cost = FRAME_COST_BYTES + min(size, self._frame_max)
-                    await self._budget.strangers.take(cost, message=True)
+                if self.waits_its_turn:  # what is only announced takes nothing from others
+                    await self._budget.strangers.take(FRAME_COST_BYTES, message=True)
                 if size == COME_WORD:
                     silence.heard(clock())
                     self.on_asked(self)
@@ -196,6 +195,8 @@ class Connection:
                     frame = await self._read(size)
                 silence.heard(clock())
                 self._budget.traffic.received += 4 + size
+                if self.waits_its_turn and frame:
+                    await self._budget.strangers.take(size, message=True)
                 if frame:
                     return frame
         except (asyncio.IncompleteReadError, OSError) as error:

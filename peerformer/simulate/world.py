@@ -365,9 +365,8 @@ class World:
                 self.invariants.on_report(host, effect)
 
     def _send(self, host: Host, peer: bytes, packet: Packet) -> None:
-        if (
-            self._sent_last[0] is not packet or self._sent_last[1] is not host
-        ):  # a broadcast is one packet, many times
+        last_packet, sender, _ = self._sent_last
+        if packet is not last_packet or host is not sender:  # a broadcast is one packet, many times
             frame = self._packed.get(packet)
             if frame is None:
                 frame = pack(packet)
